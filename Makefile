@@ -1,0 +1,27 @@
+# make test: everything a change must pass, from nothing. make check: the same without the set-up.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup check test format
+
+$(BIN)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+setup: $(BIN)/.ready
+
+check:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+test: setup
+	$(MAKE) check
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

@@ -1,0 +1,70 @@
+"""Plugins by name: a file that says ``@register("name")`` in a plugin folder is the whole change."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+import msgspec
+
+from pointsman.errors import SettingsError
+
+
+class Plugin(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True, dict=True):
+    """Base of every plugin: the struct's fields are its YAML parameters, in camelCase as llm-d writes them.
+
+    State that is not a parameter is set in ``__post_init__``. What a plugin can do is told by its methods,
+    see ``scheduling.interfaces``.
+    """
+
+
+P = TypeVar("P", bound=type[Plugin])
+
+_plugins: dict[str, type[Plugin]] = {}
+
+FOLDERS = ("pointsman.scheduling",)
+ENTRY_POINTS = "pointsman.plugins"
+
+
+def register(*names: str) -> Callable[[P], P]:
+    """Make a plugin class known under ``names``; the first is its own, the others are older spellings."""
+
+    def add(cls: P) -> P:
+        for name in names:
+            assert name not in _plugins, f"two plugins are called {name}"
+            _plugins[name] = cls
+        return cls
+
+    return add
+
+
+def load_plugins() -> None:
+    """Import every plugin folder and everything installed under the entry point ``pointsman.plugins``."""
+    for folder in FOLDERS:
+        package = importlib.import_module(folder)
+        for found in pkgutil.walk_packages(package.__path__, folder + "."):
+            importlib.import_module(found.name)
+    for entry in entry_points(group=ENTRY_POINTS):
+        entry.load()
+
+
+def plugins() -> Mapping[str, type[Plugin]]:
+    """Every registered plugin class by name, aliases included."""
+    load_plugins()
+    return _plugins
+
+
+def build(name: str, parameters: Mapping[str, Any] | None, where: str) -> Plugin:
+    """An instance of plugin ``name``. ``where`` (the settings key) leads the message when something does
+    not fit.
+    """
+    cls = plugins().get(name)
+    if cls is None:
+        raise SettingsError(f"{where}: unknown plugin type {name!r}")
+    try:
+        return msgspec.convert(dict(parameters or {}), cls)
+    except msgspec.ValidationError as exc:
+        raise SettingsError(f"{where}: {name}: {exc}") from exc

@@ -1,0 +1,51 @@
+"""One scheduling decision in the making: a request, the endpoints still in the race, and facts computed at
+most once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from pointsman.prefix.approximate import PrefixIndex
+from pointsman.types import Clock, Endpoint, InferenceRequest
+
+T = TypeVar("T")
+
+Signal = Callable[["Cycle"], T]
+"""A fact several plugins need: a function of the cycle. ``cycle.get(signal)`` computes it at most once."""
+
+
+class Services:
+    """What signals and plugins may ask: the index, the clock, the dice. Built once and handed to every
+    cycle.
+    """
+
+    __slots__ = ("clock", "prefix", "rng")
+
+    def __init__(self, prefix: PrefixIndex, clock: Clock, rng: random.Random) -> None:
+        self.prefix = prefix
+        self.clock = clock
+        self.rng = rng
+
+
+class Cycle:
+    """``endpoints`` shrinks as filters run; signal values survive, since they speak of all candidates."""
+
+    __slots__ = ("_signals", "candidates", "endpoints", "request", "services")
+
+    def __init__(self, request: InferenceRequest, endpoints: Sequence[Endpoint], services: Services) -> None:
+        self.request = request
+        self.candidates = endpoints
+        self.endpoints = endpoints
+        self.services = services
+        self._signals: dict[Any, Any] = {}
+
+    def get(self, signal: Callable[[Cycle], T]) -> T:
+        """The signal's value for this cycle."""
+        try:
+            value: T = self._signals[signal]
+        except KeyError:
+            value = self._signals[signal] = signal(self)
+        return value

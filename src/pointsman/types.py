@@ -1,0 +1,209 @@
+"""The values everything speaks of: request, endpoint, decision, outcome. Frozen, shared freely, import
+nothing above.
+
+Times are seconds (``_s``) on the monotonic clock of whoever runs the core; sizes say their unit in their
+name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+
+import msgspec
+
+Clock = Callable[[], float]
+"""Seconds, monotonic. The core never reads a clock of its own, so the simulator can bring virtual time."""
+
+ROLE_LABEL = "llm-d.ai/role"
+BYTES_PER_TOKEN = 4
+"""Bytes of prompt text a token stands for where no tokenizer is at hand (llm-d's estimate backend, facts
+3.5).
+"""
+
+
+class Prompt(msgspec.Struct, frozen=True, gc=False):
+    """One prompt as the client wrote it: the bytes whose prefix decides cache hits, and how many tokens
+    they are.
+    """
+
+    data: bytes | memoryview
+    tokens: int
+
+
+class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request parsed once. ``body`` is forwarded as it came; everything else was read from it or from the
+    head.
+    """
+
+    id: str
+    path: str
+    format: str
+    """Name of the parser that read it: openai, anthropic, ... or ``passthrough``."""
+    body: bytes = b""
+    model: str = ""
+    stream: bool = False
+    prompts: tuple[Prompt, ...] = ()
+    root: bytes = b""
+    """What must be equal before any block can be: cache_salt, tools, instructions. Seeds the hash chain
+    with the model.
+    """
+    prompt_tokens: int = 0
+    max_tokens: int | None = None
+    media: tuple[tuple[str, int], ...] = ()
+    """(content hash, estimated tokens) of each image, video or audio part."""
+    state_id: str = ""
+    """Id of earlier state this call builds on (a response, conversation or file); its holder must answer."""
+    headers: Mapping[str, str] = {}
+    """Lower-cased request headers. Steering headers are here; they are not forwarded."""
+    priority: int = 0
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine's metrics page said last. ``at_s`` is 0.0 when it has never been read."""
+
+    at_s: float = 0.0
+    waiting: float = 0.0
+    running: float = 0.0
+    kv_usage: float = 0.0
+    """Share of KV blocks in use, 0 to 1."""
+    block_tokens: int = 0
+    """Tokens in a KV block; 0 where unknown."""
+    kv_blocks: int = 0
+    prefix_caching: bool | None = None
+    loras_active: frozenset[str] = frozenset()
+    loras_waiting: frozenset[str] = frozenset()
+    max_loras: int = 0
+    prefix_queries: float = 0.0
+    """Tokens looked up in the engine's own prefix cache since it started; ``prefix_hits`` of them were
+    found.
+    """
+    prefix_hits: float = 0.0
+    attributes: Mapping[str, float] = {}
+    """Custom metrics by attribute key (core-metrics-extractor's ``customMetrics``)."""
+
+
+class Load:
+    """What we have in flight at one endpoint right now: exact, known at once, owned by the pool.
+
+    Only ``LoadToken`` writes it, so that it can neither leak nor go negative.
+    """
+
+    __slots__ = ("requests", "tokens")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.tokens = 0
+        """Uncached prompt tokens whose first output has not been seen yet."""
+
+
+class LoadToken:
+    """One request's share of an endpoint's load. Released once, whoever calls first."""
+
+    __slots__ = ("_load", "_tokens")
+
+    def __init__(self, load: Load, tokens: int) -> None:
+        self._load: Load | None = load
+        self._tokens = tokens
+        load.requests += 1
+        load.tokens += tokens
+
+    def release_tokens(self) -> None:
+        """The prefill is over (first output seen): its tokens no longer weigh on the endpoint."""
+        if self._load is not None and self._tokens:
+            self._load.tokens -= self._tokens
+            self._tokens = 0
+
+    def release(self) -> None:
+        """The request is over, however it ended. Later calls do nothing."""
+        load = self._load
+        if load is not None:
+            load.requests -= 1
+            load.tokens -= self._tokens
+            self._load = None
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A model server as the scheduler sees it. A new one replaces it when something learned changes."""
+
+    name: str
+    slot: int
+    """Small stable integer: its bit in the prefix index. Reused only after the endpoint has been removed."""
+    address: str
+    """``host:port``."""
+    load: Load
+    labels: Mapping[str, str] = {}
+    weight: float = 1.0
+    engine: str = ""
+    models: frozenset[str] | None = None
+    """Base models and LoRA adapters it serves; None until it has told."""
+    metrics: Metrics = Metrics()
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """Token counts as the engine reported them; None where it did not say."""
+
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+class Ending(Enum):
+    """How a request ended. Every request has exactly one."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    """We answered it ourselves: bad input, no endpoint, saturated."""
+    ERROR = "error"
+    """The endpoint answered with 4xx or 5xx."""
+    FAILED = "failed"
+    """The endpoint broke off, timed out, or could not be reached."""
+    CANCELLED = "cancelled"
+    """The client left."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a request; the observers get exactly one each."""
+
+    ending: Ending
+    status: int
+    """HTTP status the client saw; 0 when it left before any."""
+    endpoint: str = ""
+    tries: int = 1
+    ttft_s: float | None = None
+    """From the request's arrival to the first body byte of the response."""
+    duration_s: float = 0.0
+    chunks: int = 0
+    request_bytes: int = 0
+    response_bytes: int = 0
+    usage: Usage = Usage()
+    reason: str = ""
+    """Stable word for what went wrong; empty when nothing did."""
+
+
+class Decision(msgspec.Struct, kw_only=True):
+    """Where a request goes, and everything needed to explain it afterwards. Complete once ``outcome`` is
+    set.
+    """
+
+    request_id: str
+    model: str
+    at_s: float
+    profile: str
+    candidates: Sequence[Endpoint]
+    chosen: Endpoint
+    fallbacks: tuple[Endpoint, ...] = ()
+    """Ordered alternatives, when the picker was asked for more than one endpoint."""
+    kept: Mapping[str, Sequence[Endpoint]] = {}
+    """Candidates left after each filter that removed some."""
+    scores: Mapping[str, Sequence[float]] = {}
+    """Per scorer, aligned with ``scored``."""
+    weights: Mapping[str, float] = {}
+    scored: Sequence[Endpoint] = ()
+    matched_tokens: int = 0
+    """Prompt tokens we believe the chosen endpoint holds in its prefix cache."""
+    prompt_tokens: int = 0
+    response_headers: tuple[tuple[str, str], ...] = ()
+    tried: tuple[str, ...] = ()
+    """Endpoints that failed this request before ``chosen`` got it."""
+    outcome: Outcome | None = None
