@@ -1,0 +1,296 @@
+"""The settings tree: defaults, validation, the YAML file, ``--set`` and the reference page are all this one
+file.
+
+Every leaf says what it is; seconds end in ``_s``, bytes in ``_bytes``. Unknown keys stop start-up.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from pointsman.errors import SettingsError
+
+T = TypeVar("T")
+
+Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
+Seconds: TypeAlias = Annotated[float, Meta(ge=0)]
+Positive: TypeAlias = Annotated[float, Meta(gt=0)]
+Count: TypeAlias = Annotated[int, Meta(ge=1)]
+
+
+def _says(description: str) -> Meta:
+    return Meta(description=description)
+
+
+class _Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A mapping of the settings file."""
+
+
+class Endpoint(_Section):
+    """A model server. Only ``url`` is needed; a host name with several addresses becomes several."""
+
+    url: Annotated[str, _says("http:// or https://, host, port and an optional path prefix")]
+    name: Annotated[str, _says("how it is shown; default host:port")] = ""
+    weight: Annotated[float, Meta(gt=0), _says("share under the weighted presets, and nowhere else")] = 1.0
+    labels: Annotated[Mapping[str, str], _says("free labels, as a pod would carry them")] = {}
+    role: Annotated[str, _says("prefill, decode, both, ...: the label llm-d.ai/role")] = ""
+    api_key: Annotated[str, _says("sent as Authorization: Bearer, for requests and metrics")] = ""
+    api_key_env: Annotated[str, _says("environment variable that holds the API key")] = ""
+    headers: Annotated[Mapping[str, str], _says("added to every request to this endpoint")] = {}
+    metrics_url: Annotated[str, _says("where its metrics page is, if not at <url>/metrics")] = ""
+    tls_ca: Annotated[str, _says("file of CA certificates to check the endpoint's certificate with")] = ""
+    tls_verify: Annotated[bool, _says("check the endpoint's certificate")] = True
+
+
+class Server(_Section):
+    """The data port: what clients connect to."""
+
+    host: Annotated[str, _says("address to listen on; :: for IPv6 and IPv4")] = "0.0.0.0"
+    port: Annotated[Port, _says("0 picks a free one")] = 8080
+    tls_cert: Annotated[str, _says("PEM file of the certificate chain; turns TLS on")] = ""
+    tls_key: Annotated[str, _says("PEM file of the private key")] = ""
+    head_bytes: Annotated[Count, _says("largest request head; more is 431")] = 64 * 1024
+    body_bytes: Annotated[Count, _says("largest request body; more is 413")] = 64 * 1024 * 1024
+    head_timeout_s: Annotated[Positive, _says("a request head must be complete by then; else 408")] = 30.0
+    body_timeout_s: Annotated[Positive, _says("longest silence inside a request body; else 408")] = 60.0
+    idle_timeout_s: Annotated[Positive, _says("a connection without a request is closed after this")] = 300.0
+    drain_s: Annotated[Seconds, _says("after SIGTERM, how long running requests may take to end")] = 30.0
+    endpoint_header: Annotated[bool, _says("name the endpoint in the response: x-pointsman-endpoint")] = False
+    allow_paths: Annotated[
+        tuple[str, ...], _says("further paths to pass on, such as /sleep; a trailing * matches any rest")
+    ] = ()
+
+
+class Admin(_Section):
+    """The admin port: health, metrics, endpoints, decisions. Keep it inside."""
+
+    host: Annotated[str, _says("address to listen on")] = "127.0.0.1"
+    port: Annotated[Port, _says("0 picks a free one")] = 8081
+
+
+class Discovery(_Section):
+    """Where endpoints come from besides the list."""
+
+    file: Annotated[str, _says("YAML or JSON file of endpoints, ours or llm-d's form; watched")] = ""
+    file_interval_s: Annotated[Positive, _says("how often the file is looked at")] = 1.0
+    dns_interval_s: Annotated[Positive, _says("how often host names are resolved again")] = 10.0
+
+
+class MetricsSettings(_Section):
+    """Reading the engines' metrics pages."""
+
+    interval_s: Annotated[float, Meta(ge=0.05), _says("of an endpoint that has requests of ours")] = 0.1
+    idle_interval_s: Annotated[Positive, _says("of an endpoint that has none")] = 5.0
+    timeout_s: Annotated[Positive, _says("a page must have arrived by then")] = 2.0
+    models_interval_s: Annotated[Positive, _says("how often /v1/models is read again")] = 30.0
+
+
+class Upstream(_Section):
+    """Requests to endpoints."""
+
+    connect_timeout_s: Annotated[Positive, _says("to open a connection")] = 3.0
+    first_byte_timeout_s: Annotated[Positive, _says("from sending to the first body byte")] = 600.0
+    between_bytes_timeout_s: Annotated[Positive, _says("longest silence inside a response")] = 120.0
+    idle_s: Annotated[
+        Positive, _says("an idle connection is reused this long; below the engines' keep-alive (vLLM: 5)")
+    ] = 4.0
+    tries: Annotated[Count, _says("endpoints one request may be sent to")] = 3
+    retry_statuses: Annotated[
+        tuple[int, ...], _says("answers that try another endpoint; the last one goes to the client")
+    ] = (429, 502, 503, 504)
+    sse_comment_s: Annotated[
+        Seconds, _says("send an SSE comment this often until a stream's first byte; 0: never")
+    ] = 0.0
+
+
+class Breaker(_Section):
+    """When an endpoint is left alone. Only connect errors, resets, timeouts and 5xx other than 503 count."""
+
+    faults: Annotated[Count, _says("in a row that open it")] = 3
+    open_s: Annotated[Positive, _says("until one request may probe; doubles with each failed probe")] = 1.0
+    max_open_s: Annotated[Positive, _says("and grows no longer than this")] = 30.0
+
+
+class Scheduling(_Section):
+    """How an endpoint is chosen."""
+
+    preset: Annotated[str, _says("a named policy; docs/reference/plugins.md lists them")] = "llm-d-affinity"
+    picker_config: Annotated[str, _says("llm-d EndpointPickerConfig file; takes the preset's place")] = ""
+    session_headers: Annotated[tuple[str, ...], _says("requests with equal values stay together")] = ()
+    session_cookies: Annotated[tuple[str, ...], _says("the same for cookies")] = ()
+    seed: Annotated[int | None, _says("of every random choice; unset: different each start")] = None
+
+
+class Prefix(_Section):
+    """The approximate prefix index."""
+
+    block_tokens: Annotated[int, Meta(ge=0), _says("0: from the engines' block sizes, at least 128")] = 0
+    max_bytes: Annotated[int, Meta(ge=1 << 20), _says("memory bound of the index")] = 512 * 1024 * 1024
+    max_prefix_tokens: Annotated[int, Meta(ge=0), _says("of a prompt that count; 0: all of it")] = 131072
+
+
+class Log(_Section):
+    """What is written to standard error."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], _says("least level")] = "info"
+    requests: Annotated[bool, _says("one line for each request, to standard output")] = True
+
+
+class Decisions(_Section):
+    """The ring of recent decisions behind GET /decisions."""
+
+    keep: Annotated[int, Meta(ge=0), _says("how many; large pools keep fewer")] = 1000
+
+
+class Settings(_Section):
+    """Everything ``pointsman serve`` can be told."""
+
+    endpoints: Annotated[tuple[Endpoint, ...], _says("the model servers")] = ()
+    server: Server = msgspec.field(default_factory=Server)
+    admin: Admin = msgspec.field(default_factory=Admin)
+    discovery: Discovery = msgspec.field(default_factory=Discovery)
+    metrics: MetricsSettings = msgspec.field(default_factory=MetricsSettings)
+    upstream: Upstream = msgspec.field(default_factory=Upstream)
+    breaker: Breaker = msgspec.field(default_factory=Breaker)
+    scheduling: Scheduling = msgspec.field(default_factory=Scheduling)
+    prefix: Prefix = msgspec.field(default_factory=Prefix)
+    log: Log = msgspec.field(default_factory=Log)
+    decisions: Decisions = msgspec.field(default_factory=Decisions)
+
+
+SECRETS = frozenset({"api_key", "authorization"})
+
+
+def load(path: str | None = None, overrides: Sequence[str] = (), endpoints: Sequence[str] = ()) -> Settings:
+    """Settings from an optional YAML file, then ``a.b=c`` overrides, then endpoint URLs added to the list."""
+    tree: dict[str, Any] = read_yaml(Path(path)) if path else {}
+    for override in overrides:
+        _override(tree, override)
+    if endpoints:
+        tree["endpoints"] = [*(tree.get("endpoints") or []), *({"url": url} for url in endpoints)]
+    settings = convert(tree, Settings, path or "settings")
+    for i, endpoint in enumerate(settings.endpoints):
+        split_url(endpoint.url, f"endpoints[{i}].url")
+        if endpoint.api_key_env and endpoint.api_key_env not in os.environ:
+            raise SettingsError(
+                f"endpoints[{i}].api_key_env: environment variable {endpoint.api_key_env} is not set"
+            )
+    if bool(settings.server.tls_cert) != bool(settings.server.tls_key):
+        raise SettingsError("server.tls_cert and server.tls_key: give both or neither")
+    return settings
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML (or JSON) file."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as exc:
+        raise SettingsError(f"{path}: cannot be read: {exc.strerror}") from exc
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"{path}: not YAML: {' '.join(str(exc).split())}") from exc
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{path}: a mapping of settings is expected, not a {type(tree).__name__}")
+    return tree
+
+
+def convert(tree: Any, cls: type[T], where: str) -> T:
+    """``tree`` as a ``cls``; the error names the key in dotted form and, for a misspelt key, the known
+    ones.
+    """
+    try:
+        return msgspec.convert(tree, cls)
+    except msgspec.ValidationError as exc:
+        text = str(exc)
+        found = re.fullmatch(r"(.*?)(?: - at `\$\.?(.*)`)?", text, re.DOTALL)
+        assert found
+        key = (found[2] or "").replace("[...]", "")
+        unknown = re.fullmatch(r"Object contains unknown field `(.*)`", found[1])
+        if unknown:
+            key = f"{key}.{unknown[1]}".lstrip(".")
+            raise SettingsError(
+                f"{where}: {key}: no such setting; `pointsman config schema` lists them"
+            ) from exc
+        raise SettingsError(f"{where}: {key + ': ' if key else ''}{found[1]}") from exc
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise SettingsError(f"--set {text}: write it as section.key=value")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as exc:
+        raise SettingsError(f"--set {text}: the value is not YAML") from exc
+    node: Any = tree
+    *path, last = key.split(".")
+    for part in path:
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise SettingsError(f"--set {text}: there is no {part} in that list")
+            node = node[int(part)]
+            continue
+        if not isinstance(node, dict):
+            raise SettingsError(f"--set {text}: {part} is not inside a section")
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+    if not isinstance(node, dict):
+        raise SettingsError(f"--set {text}: {last} is not inside a section")
+    node[last] = parsed
+
+
+class Url(msgspec.Struct, frozen=True):
+    """An endpoint URL taken apart. ``prefix`` is "" or starts with a slash and does not end in one."""
+
+    tls: bool
+    host: str
+    port: int
+    prefix: str
+
+    @property
+    def authority(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def split_url(url: str, where: str) -> Url:
+    """Take an endpoint URL apart, or say which key holds what is wrong with it."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as exc:
+        raise SettingsError(f"{where}: {url}: {exc}") from exc
+    if parts.scheme not in ("http", "https"):
+        raise SettingsError(f"{where}: {url}: must start with http:// or https://")
+    if not host:
+        raise SettingsError(f"{where}: {url}: has no host")
+    if parts.username is not None:
+        raise SettingsError(f"{where}: credentials do not belong into the URL; use api_key or headers")
+    if parts.query or parts.fragment:
+        raise SettingsError(f"{where}: {url}: must not have a query or fragment")
+    tls = parts.scheme == "https"
+    return Url(tls, host, port or (443 if tls else 80), parts.path.rstrip("/"))
+
+
+def redacted(settings: Settings) -> dict[str, Any]:
+    """The tree as plain data, secrets blanked."""
+
+    def clean(node: Any, key: str = "") -> Any:
+        if isinstance(node, dict):
+            return {k: clean(v, k) for k, v in node.items()}
+        if isinstance(node, list | tuple):
+            return [clean(v) for v in node]
+        return "***" if key.lower() in SECRETS and node else node
+
+    result: dict[str, Any] = clean(msgspec.to_builtins(settings))
+    return result

@@ -1,0 +1,188 @@
+"""Which line of an engine's metrics page means what, and a reader that looks at those lines only.
+
+A real vLLM page is 60 KB and 740 lines; we want a dozen. Pages of one engine hardly change their layout, so
+each metric is first looked for where it was last time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from pointsman.types import Metrics
+
+START_TIME = "process_start_time_seconds"
+ABSENT_CHECK_EVERY = 32
+"""A metric the page lacks is looked for again only this often: not finding it costs a walk of the page."""
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """A metric, in llm-d's notation ``name{label=value}``: lines of that name that carry all the labels."""
+
+    name: bytes
+    labels: tuple[bytes, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        name, _, labels = text.partition("{")
+        pairs = [pair.partition("=") for pair in labels.rstrip("}").split(",") if pair]
+        wanted = tuple(f'{key.strip()}="{value.strip().strip(chr(34))}"'.encode() for key, _, value in pairs)
+        return cls(name.strip().encode(), wanted)
+
+
+class EngineMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine's names. ``recognise`` is a metric only this engine has."""
+
+    engine: str
+    recognise: str
+    waiting: str
+    running: str
+    kv_usage: str = ""
+    lora: str = ""
+    """Carries labels max_lora, running_lora_adapters, waiting_lora_adapters; its value is a time stamp."""
+    cache_info: str = ""
+    block_tokens_label: str = "block_size"
+    kv_blocks_label: str = "num_gpu_blocks"
+    prefix_caching_label: str = "enable_prefix_caching"
+    block_tokens: str = ""
+    kv_blocks: str = ""
+    prefix_queries: str = ""
+    prefix_hits: str = ""
+    attributes: Mapping[str, str] = {}
+    """Custom metrics: attribute key to spec."""
+
+
+class PageReader:
+    """Reads one endpoint's pages. Keeps where things were, so it belongs to one endpoint."""
+
+    def __init__(self, engine: EngineMetrics) -> None:
+        self.engine = engine
+        self._specs: dict[str, Spec] = {}
+        self._hints: dict[bytes, int] = {}
+        self._absent: dict[bytes, int] = {}
+        self._started = 0.0
+        self._queries = 0.0
+        self._static: dict[str, Any] = {}
+
+    def read(self, page: bytes, now: float) -> tuple[Metrics, bool]:
+        """The page's values, and whether the engine has restarted since the page before."""
+        names = self.engine
+        queries = self._sum(page, names.prefix_queries)
+        started = self._sum(page, START_TIME)
+        restarted = bool(self._started) and (started != self._started if started else queries < self._queries)
+        self._queries, self._started = queries, started or 1.0
+        if restarted or not self._static.get("kv_blocks"):
+            self._static = self._cache_config(page)
+        kv = list(self._values(page, names.kv_usage))
+        return (
+            Metrics(
+                at_s=now,
+                waiting=self._sum(page, names.waiting),
+                running=self._sum(page, names.running),
+                kv_usage=sum(kv) / len(kv) if kv else 0.0,
+                prefix_queries=queries,
+                prefix_hits=self._sum(page, names.prefix_hits),
+                attributes={k: self._sum(page, spec) for k, spec in names.attributes.items()},
+                **self._loras(page),
+                **self._static,
+            ),
+            restarted,
+        )
+
+    def _sum(self, page: bytes, spec: str) -> float:
+        return sum(self._values(page, spec))
+
+    def _values(self, page: bytes, text: str) -> Iterator[float]:
+        """The value of each matching line."""
+        for line in self._lines(page, text):
+            try:
+                yield float(line[line.rfind(b"}") + 1 :].split(None, 2)[0 if b"}" in line else 1])
+            except (ValueError, IndexError):
+                continue
+
+    def _lines(self, page: bytes, text: str) -> Iterator[bytes]:
+        if not text:
+            return
+        spec = self._specs.get(text) or self._specs.setdefault(text, Spec.parse(text))
+        at = self._locate(page, b"\n" + spec.name)
+        while at >= 0:
+            end = page.find(b"\n", at + 1)
+            line = page[at + 1 : end if end >= 0 else len(page)]
+            if not line.startswith(spec.name) or line[len(spec.name) : len(spec.name) + 1] not in (
+                b"{",
+                b" ",
+            ):
+                return
+            if all(label in line for label in spec.labels):
+                yield line
+            at = end
+
+    def _locate(self, page: bytes, needle: bytes) -> int:
+        """Offset of the newline before the first line of the metric, or -1."""
+        at = self._hints.get(needle, 0)
+        if page.startswith(needle, at) and page[at + len(needle) : at + len(needle) + 1] in (b"{", b" "):
+            return at
+        missing = self._absent.get(needle, 0)
+        if missing:
+            self._absent[needle] = missing - 1
+            return -1
+        at = page.find(needle)
+        while at >= 0 and page[at + len(needle) : at + len(needle) + 1] not in (b"{", b" "):
+            at = page.find(needle, at + 1)
+        if at < 0:
+            self._absent[needle] = ABSENT_CHECK_EVERY
+        else:
+            self._hints[needle] = at
+        return at
+
+    def _cache_config(self, page: bytes) -> dict[str, Any]:
+        """What an engine says once: block size, KV size, prefix caching. Looked at until it has said it."""
+        names = self.engine
+        found: dict[str, Any] = {}
+        for line in self._lines(page, names.cache_info):
+            labels = _labels(line)
+            for field, label in (
+                ("block_tokens", names.block_tokens_label),
+                ("kv_blocks", names.kv_blocks_label),
+            ):
+                if labels.get(label, "").isdigit():
+                    found[field] = int(labels[label])
+            if names.prefix_caching_label in labels:
+                found["prefix_caching"] = labels[names.prefix_caching_label] == "True"
+        for field, spec in (("block_tokens", names.block_tokens), ("kv_blocks", names.kv_blocks)):
+            value = int(self._sum(page, spec))
+            if value:
+                found[field] = value
+        return found
+
+    def _loras(self, page: bytes) -> dict[str, Any]:
+        """The adapters of the newest series: old label sets stay on the page, the value is a time stamp."""
+        lines = [(float(line.rsplit(b" ", 1)[-1]), line) for line in self._lines(page, self.engine.lora)]
+        if not lines:
+            return {}
+        labels = _labels(max(lines)[1])
+
+        def names(label: str) -> frozenset[str]:
+            return frozenset(filter(None, (n.strip() for n in labels.get(label, "").split(","))))
+
+        limit = labels.get("max_lora", "0")
+        return {
+            "loras_active": names("running_lora_adapters"),
+            "loras_waiting": names("waiting_lora_adapters"),
+            "max_loras": int(limit) if limit.isdigit() else 0,
+        }
+
+
+_LABEL = re.compile(rb'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+def _labels(line: bytes) -> dict[str, str]:
+    return {k.decode(): v.decode(errors="replace") for k, v in _LABEL.findall(line)}
+
+
+def recognise(page: bytes, engines: Sequence[EngineMetrics]) -> EngineMetrics | None:
+    """The engine whose page this is."""
+    return next((e for e in engines if f"\n{e.recognise}".encode() in page), None)

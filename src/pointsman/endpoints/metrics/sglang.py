@@ -1,0 +1,16 @@
+"""SGLang's metric names (llm-d facts 6)."""
+
+from pointsman.endpoints.metrics.mapping import EngineMetrics
+
+ENGINE = EngineMetrics(
+    engine="sglang",
+    recognise="sglang:num_running_reqs",
+    waiting="sglang:num_queue_reqs",
+    running="sglang:num_running_reqs",
+    kv_usage="sglang:token_usage",
+    cache_info="sglang:cache_config_info",
+    block_tokens_label="page_size",
+    kv_blocks_label="num_pages",
+    prefix_queries="sglang:prompt_tokens_total",
+    prefix_hits="sglang:cached_tokens_total",
+)

@@ -1,0 +1,290 @@
+"""Connections of clients: requests read whole, in order, one at a time; responses written as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from pointsman import api
+from pointsman.errors import BadRequest, BodyTooLarge, HeadTooLarge, PointsmanError, RequestTimeout
+from pointsman.proxy.framing import ChunkFraming, FramingError
+from pointsman.proxy.head import HeadParser, RequestHead
+
+if TYPE_CHECKING:
+    from pointsman.proxy.exchange import Exchange
+    from pointsman.proxy.gateway import Gateway
+
+MAX_PIPELINED_BYTES = 64 * 1024
+"""Of requests sent ahead; more is left in the socket, so that the client has to wait."""
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client connection. ``exchange`` is the request being answered, if any."""
+
+    __slots__ = (
+        "_ahead",
+        "_body",
+        "_closing",
+        "_framing",
+        "_gateway",
+        "_head",
+        "_missing",
+        "_parser",
+        "_partial",
+        "_since",
+        "address",
+        "exchange",
+        "gone",
+        "paused",
+        "scheme",
+        "transport",
+        "waiting",
+        "write",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._parser = HeadParser()
+        self.exchange: Exchange | None = None
+        self.waiting = False
+        """A request is being looked at, though it has no exchange yet."""
+        self.paused = False
+        self.gone = False
+        self._partial = b""
+        self._head: RequestHead | None = None
+        self._missing = 0
+        self._body: list[bytes] = []
+        self._framing: ChunkFraming | None = None
+        self._ahead = b""
+        self._closing = False
+        self._since = gateway.clock()
+        """When the state we are in began, or the last body bytes came."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.write = transport.write
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0].encode() if peer else b"unknown"
+        self.scheme = b"https" if transport.get_extra_info("sslcontext") else b"http"
+        self._gateway.clients.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone = True
+        self._gateway.clients.discard(self)
+        if self.exchange:
+            exchange, self.exchange = self.exchange, None
+            exchange.cancel()
+
+    # -- reading
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None and not self.waiting:
+            self._read(data)
+        elif exchange is not None and exchange.tunnel:
+            exchange.client_bytes(data)
+        else:
+            self._ahead += data
+            if len(self._ahead) > MAX_PIPELINED_BYTES:
+                self.transport.pause_reading()
+
+    def _read(self, data: bytes) -> None:
+        if self._closing:
+            return
+        try:
+            if self._head is None:
+                rest = self._read_head(data)
+                if rest is None:
+                    return
+                data = rest
+            self._read_body(data)
+        except PointsmanError as error:
+            self._reject(error)
+
+    def _read_head(self, data: bytes) -> bytes | None:
+        """Body bytes that follow the head, or None while the head is incomplete."""
+        if self._partial:
+            data = self._partial + data
+        else:
+            if data[:2] == b"\r\n":  # an empty line before a request is to be ignored (RFC 9112, 2.2)
+                data = data.lstrip(b"\r\n")
+            self._since = self._gateway.clock()
+        end = data.find(b"\r\n\r\n")
+        limit = self._gateway.settings.server.head_bytes
+        if end > limit or (end < 0 and len(data) > limit):
+            raise HeadTooLarge(f"The request head is larger than {limit} bytes (server.head_bytes).")
+        if end < 0:
+            self._partial = data
+            return None
+        self._partial = b""
+        self._head = head = self._parser.parse(data[: end + 4])
+        limit = self._gateway.settings.server.body_bytes
+        if head.body_bytes > limit:
+            raise self._too_large(limit)
+        self._framing = ChunkFraming(strict=True, pieces=[]) if head.chunked else None
+        self._missing = head.body_bytes
+        rest = data[end + 4 :]
+        if head.expects_continue and not rest and (head.chunked or head.body_bytes) and not head.http10:
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return rest
+
+    def _read_body(self, data: bytes) -> None:
+        head = self._head
+        assert head
+        framing = self._framing
+        if framing is None:
+            missing = self._missing
+            if len(data) < missing:
+                self._missing = missing - len(data)
+                self._body.append(data)
+                self._since = self._gateway.clock()
+                return
+            if len(data) > missing:
+                self._ahead = data[missing:]
+                data = data[:missing]
+            if self._body:
+                self._body.append(data)
+                data = b"".join(self._body)
+                self._body = []
+        else:
+            assert framing.pieces is not None
+            try:
+                end = framing.feed(data)
+            except FramingError as exc:
+                raise BadRequest(f"Malformed HTTP request body: {exc}.") from exc
+            limit = self._gateway.settings.server.body_bytes
+            self._missing += len(data)
+            if self._missing > limit and sum(map(len, framing.pieces)) > limit:
+                raise self._too_large(limit)
+            if end < 0:
+                self._since = self._gateway.clock()
+                return
+            self._ahead = data[end:]
+            data = b"".join(framing.pieces)
+        self._head = None
+        self._framing = None
+        self._closing = not head.keep_alive or self._gateway.draining
+        self._gateway.begin(self, head, data)
+
+    def _too_large(self, limit: int) -> BodyTooLarge:
+        return BodyTooLarge(f"The request body is larger than {limit} bytes (server.body_bytes).")
+
+    def _reject(self, error: PointsmanError) -> None:
+        """The bytes that follow cannot be trusted or are not wanted: answer and close."""
+        head, self._head = self._head, None
+        self._closing = True
+        gateway = self._gateway
+        gateway.refuse(self, head.path if head else "", gateway.request_id(head), error)
+
+    def eof_received(self) -> bool:
+        return False  # a client that sends no more has left, as other proxies see it, too
+
+    # -- writing
+
+    def pause_writing(self) -> None:
+        self.paused = True
+        if self.exchange:
+            self.exchange.client_paused(True)
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        if self.exchange:
+            self.exchange.client_paused(False)
+
+    def pause_reading(self, paused: bool) -> None:
+        if paused:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
+    def respond(
+        self,
+        status: int,
+        body: bytes,
+        request_id: str,
+        content_type: bytes = b"application/json",
+        extra: bytes = b"",
+    ) -> None:
+        """Write a whole response of our own."""
+        self.write(
+            b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b%b\r\n%b"
+            % (
+                status,
+                HTTPStatus(status).phrase.encode(),
+                content_type,
+                len(body),
+                request_id.encode("latin-1"),
+                extra,
+                b"connection: close\r\n" if self._closing else b"",
+                body,
+            )
+        )
+
+    def respond_error(self, error: PointsmanError, path: str, request_id: str) -> None:
+        """Write an error in the shape that clients of this path expect."""
+        extra = b"retry-after: 1\r\n" if error.status in (429, 503) else b""
+        self.respond(error.status, api.find(path).error_body(error), request_id, extra=extra)
+
+    def closes_with(self, *, open_ended: bool) -> bool:
+        """Whether the connection ends with this response; it must when nothing else marks the end."""
+        self._closing = self._closing or open_ended
+        return self._closing
+
+    def tunnel(self) -> None:
+        """The connection is no longer HTTP: what was sent ahead goes through."""
+        self._closing = True
+        ahead, self._ahead = self._ahead, b""
+        if ahead and self.exchange:
+            self.exchange.client_bytes(ahead)
+
+    def exchange_done(self) -> None:
+        """The response is complete: read the next request, or close."""
+        self.exchange = None
+        if self.gone:
+            return
+        if self._closing:
+            self.transport.close()
+            return
+        self._since = self._gateway.clock()
+        if self._ahead:
+            asyncio.get_running_loop().call_soon(self._read_ahead)
+
+    def _read_ahead(self) -> None:
+        if self.gone or self.exchange or self.waiting:
+            return
+        ahead, self._ahead = self._ahead, b""
+        if not self.transport.is_reading():
+            self.transport.resume_reading()
+        self._read(ahead)
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    # -- time
+
+    def drain(self) -> None:
+        """Close when idle, or after the response under way."""
+        self._closing = True
+        if self.exchange is None and not self.waiting and self._head is None and not self._partial:
+            self.transport.close()
+
+    def check(self, now: float) -> None:
+        """Called a few times a second: is the client in time?"""
+        if self.exchange or self.waiting or self.gone:
+            return
+        server = self._gateway.settings.server
+        silent = now - self._since
+        if self._head is not None:
+            if silent > server.body_timeout_s:
+                self._reject(
+                    RequestTimeout(f"No body bytes for {server.body_timeout_s:g} s (server.body_timeout_s).")
+                )
+        elif self._partial:
+            if silent > server.head_timeout_s:
+                self._reject(RequestTimeout(f"The request head took more than {server.head_timeout_s:g} s."))
+        elif silent > server.idle_timeout_s:
+            self.transport.close()
