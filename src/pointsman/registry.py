@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
@@ -16,14 +17,24 @@ from pointsman.errors import SettingsError
 class Plugin(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True, dict=True):
     """Base of every plugin: the struct's fields are its YAML parameters, in camelCase as llm-d writes them.
 
-    State that is not a parameter is set in ``__post_init__``. What a plugin can do is told by its methods,
-    see ``scheduling.interfaces``.
+    State that is not a parameter is set in ``__post_init__``; a ``ValueError`` there is the user's mistake.
+    What a plugin can do is told by its methods, see ``scheduling.interfaces``.
     """
+
+    producers: ClassVar[Mapping[str, str]] = {}
+    """Fields that name another plugin, and the type that one must have."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Types of which one instance must exist; those not configured are added with their defaults."""
+    replaced_by: ClassVar[str] = ""
+    """Type to use instead of this one, which only old configurations have."""
+    outdated: ClassVar[Mapping[str, str]] = {}
+    """Fields that only old configurations have, and what to do instead."""
 
 
 P = TypeVar("P", bound=type[Plugin])
 
 _plugins: dict[str, type[Plugin]] = {}
+_own_names: dict[type[Plugin], str] = {}
 
 FOLDERS = ("pointsman.scheduling",)
 ENTRY_POINTS = "pointsman.plugins"
@@ -36,6 +47,7 @@ def register(*names: str) -> Callable[[P], P]:
         for name in names:
             assert name not in _plugins, f"two plugins are called {name}"
             _plugins[name] = cls
+        _own_names[cls] = names[0]
         return cls
 
     return add
@@ -57,13 +69,25 @@ def plugins() -> Mapping[str, type[Plugin]]:
     return _plugins
 
 
+def own_name(cls: type[Plugin]) -> str:
+    """The name a plugin class goes by; the other ones it was registered under are older spellings."""
+    return _own_names[cls]
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """``; did you mean ...?`` when something known is spelt much like ``name``, else nothing."""
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 def build(name: str, parameters: Mapping[str, Any] | None, where: str) -> Plugin:
     """An instance of plugin ``name``. ``where`` (the settings key) leads the message when something does
     not fit.
     """
-    cls = plugins().get(name)
+    known = plugins()
+    cls = known.get(name)
     if cls is None:
-        raise SettingsError(f"{where}: unknown plugin type {name!r}")
+        raise SettingsError(f"{where}: unknown plugin type {name!r}{hint(name, known)}")
     try:
         return msgspec.convert(dict(parameters or {}), cls)
     except msgspec.ValidationError as exc:

@@ -69,9 +69,12 @@ class PrefixIndex:
     ) -> None:
         self.max_bytes = max_bytes
         self.max_prefix_tokens = max_prefix_tokens
+        self.auto_tune = True
+        """Block and cache sizes that engines publish are used; without it they are as configured."""
+        self._default_capacity = DEFAULT_CAPACITY_TOKENS
         self._holders: dict[int, int] = {}
         self._lru: dict[int, OrderedDict[int, None]] = {}
-        self._wanted: dict[int, int] = {}
+        self._wanted: dict[int, int | None] = {}
         self._capacity: dict[int, int] = {}
         self.set_block_tokens(block_tokens)
 
@@ -81,12 +84,28 @@ class PrefixIndex:
         """
         self.block_tokens = max(MIN_BLOCK_TOKENS, block_tokens)
         self.block_bytes = self.block_tokens * BYTES_PER_TOKEN
-        self.max_blocks = (
-            max(1, self.max_prefix_tokens // self.block_tokens) if self.max_prefix_tokens else 1 << 40
-        )
+        self.set_max_prefix_tokens(self.max_prefix_tokens)
         self._holders.clear()
         for lru in self._lru.values():
             lru.clear()
+        self._share()
+
+    def learn_block_tokens(self, block_tokens: int) -> None:
+        """An engine publishes this KV block size: use it, unless the sizes are not to be tuned."""
+        if self.auto_tune and max(MIN_BLOCK_TOKENS, block_tokens) != self.block_tokens:
+            self.set_block_tokens(block_tokens)
+
+    def set_max_prefix_tokens(self, max_prefix_tokens: int) -> None:
+        """How much of a prompt counts; 0: all of it."""
+        self.max_prefix_tokens = max_prefix_tokens
+        self.max_blocks = max(1, max_prefix_tokens // self.block_tokens) if max_prefix_tokens else 1 << 40
+
+    def set_default_capacity(self, tokens: int) -> None:
+        """Size of an endpoint's LRU where its engine does not publish its KV size, or it is not to be
+        tuned.
+        """
+        self._default_capacity = tokens
+        self._share()
 
     @property
     def pair_bytes(self) -> int:
@@ -103,7 +122,7 @@ class PrefixIndex:
 
     def add(self, slot: int, capacity_tokens: int | None = None) -> None:
         """Make ``slot`` known, or change the KV size it publishes (tokens; None where unknown)."""
-        self._wanted[slot] = capacity_tokens or DEFAULT_CAPACITY_TOKENS
+        self._wanted[slot] = capacity_tokens
         self._lru.setdefault(slot, OrderedDict())
         self._share()
 
@@ -122,7 +141,8 @@ class PrefixIndex:
     def _share(self) -> None:
         fair = self.max_bytes // (self.pair_bytes * max(1, len(self._lru)))
         for slot, tokens in self._wanted.items():
-            self._capacity[slot] = min(fair, tokens // self.block_tokens)
+            known = tokens if tokens and self.auto_tune else self._default_capacity
+            self._capacity[slot] = min(fair, known // self.block_tokens)
             self._evict(slot, self._capacity[slot])
 
     def _evict(self, slot: int, keep: int) -> None:

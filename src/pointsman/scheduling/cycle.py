@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from pointsman.prefix.approximate import PrefixIndex
+from pointsman.scheduling.media import MediaIndex
+from pointsman.scheduling.topology import TopologyLabels
 from pointsman.types import Clock, Endpoint, InferenceRequest
 
 T = TypeVar("T")
@@ -18,28 +20,34 @@ Signal = Callable[["Cycle"], T]
 
 
 class Services:
-    """What signals and plugins may ask: the index, the clock, the dice. Built once and handed to every
+    """What signals and plugins may ask: the indexes, the clock, the dice. Built once and handed to every
     cycle.
     """
 
-    __slots__ = ("clock", "prefix", "rng")
+    __slots__ = ("attributes", "clock", "media", "prefix", "rng", "topology")
 
     def __init__(self, prefix: PrefixIndex, clock: Clock, rng: random.Random) -> None:
         self.prefix = prefix
         self.clock = clock
         self.rng = rng
+        self.media = MediaIndex()
+        self.topology = TopologyLabels()
+        self.attributes: dict[str, Callable[[InferenceRequest], str]] = {}
+        """Facts about a request that plugins publish by name for others to read; "" where there is none."""
 
 
 class Cycle:
     """``endpoints`` shrinks as filters run; signal values survive, since they speak of all candidates."""
 
-    __slots__ = ("_signals", "candidates", "endpoints", "request", "services")
+    __slots__ = ("_signals", "candidates", "endpoints", "peer", "request", "services")
 
     def __init__(self, request: InferenceRequest, endpoints: Sequence[Endpoint], services: Services) -> None:
         self.request = request
         self.candidates = endpoints
         self.endpoints = endpoints
         self.services = services
+        self.peer: Endpoint | None = None
+        """The endpoint another stage of this request has been given, when there is one."""
         self._signals: dict[Any, Any] = {}
 
     def get(self, signal: Callable[[Cycle], T]) -> T:

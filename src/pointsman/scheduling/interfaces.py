@@ -54,3 +54,9 @@ class DispatchObserver(Protocol):
 class OutcomeObserver(Protocol):
     def on_outcome(self, request: InferenceRequest, decision: Decision, outcome: Outcome) -> None:
         """The request is over; called exactly once for each request that was dispatched."""
+
+
+@runtime_checkable
+class SaturationDetector(Protocol):
+    def saturation(self, endpoints: Sequence[Endpoint], now: float) -> float:
+        """How full the pool is: 1.0 and more means that it should get nothing new that can wait."""

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pointsman.errors import PreconditionFailed, Saturated
 from pointsman.registry import Plugin
 from pointsman.scheduling.cycle import Cycle, Services
-from pointsman.scheduling.interfaces import DispatchObserver, OutcomeObserver, Preparing, ProfileHandler
+from pointsman.scheduling.interfaces import (
+    DispatchObserver,
+    OutcomeObserver,
+    Preparing,
+    ProfileHandler,
+    SaturationDetector,
+)
 from pointsman.scheduling.profile import Profile
 from pointsman.scheduling.signals import prefix_match
 from pointsman.types import Decision, Endpoint, InferenceRequest, Outcome
+
+IF_AVAILABLE = "if-available"
 
 
 class Scheduler:
@@ -24,12 +33,14 @@ class Scheduler:
         *,
         handler: ProfileHandler | None = None,
         plugins: Sequence[Plugin] = (),
+        detector: SaturationDetector | None = None,
     ) -> None:
         assert profiles, "a scheduler needs a profile"
         self.profiles = {profile.name: profile for profile in profiles}
         self._names = tuple(self.profiles)
         self._only = profiles[0] if len(profiles) == 1 else None
         self._handler = handler
+        self._detector = detector
         self.services = services
         self.plugins = tuple(plugins)
         self._dispatch = [p for p in plugins if isinstance(p, DispatchObserver)]
@@ -38,14 +49,28 @@ class Scheduler:
             if isinstance(plugin, Preparing):
                 plugin.prepare(services)
 
+    def saturation(self, endpoints: Sequence[Endpoint]) -> float:
+        """How full these endpoints are; 1.0 and more is too full for what can wait. 0 without a detector."""
+        if self._detector is None:
+            return 0.0
+        return self._detector.saturation(endpoints, self.services.clock())
+
     def schedule(self, request: InferenceRequest, endpoints: Sequence[Endpoint]) -> Decision:
-        """Choose among ``endpoints`` (not empty) and tell the observers that the request goes there."""
+        """Choose among ``endpoints`` (not empty) and tell the observers that the request goes there.
+
+        ``Saturated`` when the filters leave none, or for a request of negative priority when the pool is
+        full; ``PreconditionFailed`` when it may go only where its prefix is cached and that is nowhere.
+        """
+        if request.priority < 0 and self.saturation(endpoints) >= 1.0:
+            raise Saturated("the endpoints are full and this request has a negative priority")
         cycle = Cycle(request, endpoints, self.services)
         profile = self._only
         if profile is None or self._handler is not None:
             name = self._handler.profile(cycle, self._names) if self._handler else self._names[0]
             profile = self.profiles[name]
         decision = profile.run(cycle)
+        if "prefer" in request.headers and not decision.matched_tokens and _only_if_available(request):
+            raise PreconditionFailed("no endpoint that may take this request has its prefix in cache")
         self.services.prefix.insert(decision.chosen.slot, cycle.get(prefix_match).chains)
         for observer in self._dispatch:
             observer.on_dispatch(cycle, decision)
@@ -55,3 +80,7 @@ class Scheduler:
         """The request is over."""
         for observer in self._outcome:
             observer.on_outcome(request, decision, outcome)
+
+
+def _only_if_available(request: InferenceRequest) -> bool:
+    return any(part.strip().lower() == IF_AVAILABLE for part in request.headers["prefer"].split(","))

@@ -9,3 +9,8 @@ from pointsman.scheduling.cycle import Cycle
 def prefix_match(cycle: Cycle) -> PrefixMatch:
     """What each endpoint is believed to hold of this request's prompts."""
     return cycle.services.prefix.match(cycle.request)
+
+
+def media_items(cycle: Cycle) -> tuple[tuple[str, int], ...]:
+    """The request's media parts, each content once, with its size in tokens (1 where that is unknown)."""
+    return tuple({content: tokens or 1 for content, tokens in cycle.request.media}.items())

@@ -1,9 +1,9 @@
-"""label-selector-filter: the Kubernetes label selector."""
+"""label-selector-filter, the Kubernetes label selector; and by-label, an older form of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -16,6 +16,10 @@ class MatchExpression(msgspec.Struct, forbid_unknown_fields=True):
     key: str
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
     values: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if (self.operator in ("In", "NotIn")) != bool(self.values):
+            raise ValueError(f"values: {self.operator} takes {'none' if self.values else 'at least one'}")
 
     def matches(self, labels: Mapping[str, str]) -> bool:
         value = labels.get(self.key)
@@ -40,3 +44,24 @@ class LabelSelector(Plugin):
         return all(labels.get(k) == v for k, v in self.match_labels.items()) and all(
             expression.matches(labels) for expression in self.match_expressions
         )
+
+
+@register("by-label")
+class ByLabel(Plugin):
+    """Keep endpoints whose ``label`` has one of ``validValues``; use label-selector-filter instead."""
+
+    label: str
+    valid_values: Sequence[str] = ()
+    allows_no_label: bool = False
+
+    replaced_by: ClassVar[str] = "label-selector-filter"
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            raise ValueError("label: must not be empty")
+        if not self.valid_values and not self.allows_no_label:
+            raise ValueError("validValues: must not be empty unless allowsNoLabel is true")
+
+    def filter(self, cycle: Cycle) -> Sequence[Endpoint]:
+        label, valid, bare = self.label, self.valid_values, self.allows_no_label
+        return [e for e in cycle.endpoints if (e.labels[label] in valid if label in e.labels else bare)]

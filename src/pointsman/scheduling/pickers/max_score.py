@@ -17,12 +17,15 @@ class MaxScore(Plugin):
 
     def pick(self, cycle: Cycle, scores: Sequence[float]) -> Sequence[Endpoint]:
         endpoints = cycle.endpoints
-        if self.max_num_of_endpoints == 1:
-            best = max(scores)
-            first = scores.index(best)
-            ties = [first] if scores.count(best) == 1 else [i for i, s in enumerate(scores) if s == best]
-            return [endpoints[ties[0] if len(ties) == 1 else cycle.services.rng.choice(ties)]]
-        order = list(range(len(endpoints)))
-        cycle.services.rng.shuffle(order)
-        order.sort(key=scores.__getitem__, reverse=True)
-        return [endpoints[i] for i in order[: self.max_num_of_endpoints]]
+        if self.max_num_of_endpoints > 1:
+            order = list(range(len(endpoints)))
+            cycle.services.rng.shuffle(order)
+            order.sort(key=scores.__getitem__, reverse=True)
+            return [endpoints[i] for i in order[: self.max_num_of_endpoints]]
+        best = max(scores)
+        ties = scores.count(best)
+        at = scores.index(best)
+        if ties > 1:
+            for _ in range(cycle.services.rng.randrange(ties)):
+                at = scores.index(best, at + 1)
+        return (endpoints[at],)

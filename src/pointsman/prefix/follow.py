@@ -1,0 +1,43 @@
+"""Keeps the prefix index in step with the pool: slots, KV sizes, block size, restarts."""
+
+from __future__ import annotations
+
+from math import lcm
+
+from pointsman.endpoints.pool import Pool
+from pointsman.prefix.approximate import DEFAULT_BLOCK_TOKENS, PrefixIndex
+from pointsman.types import Endpoint
+
+MAX_BLOCK_TOKENS = 1024
+
+
+def follow(index: PrefixIndex, pool: Pool, *, fixed_block_tokens: int = 0) -> None:
+    """From now on ``index`` hears of everything in ``pool``. ``fixed_block_tokens`` overrides the engines'
+    sizes.
+    """
+
+    def on_pool(event: str, endpoint: Endpoint) -> None:
+        if event == "left":
+            index.remove(endpoint.slot)
+        elif event == "restarted":
+            index.clear(endpoint.slot)
+        else:
+            metrics = endpoint.metrics
+            index.add(endpoint.slot, metrics.block_tokens * metrics.kv_blocks or None)
+            if event == "cache" and not fixed_block_tokens:
+                sizes = {m.endpoint.metrics.block_tokens for m in pool.members.values()} - {0}
+                wanted = block_tokens_for(sizes)
+                if wanted != index.block_tokens:
+                    index.set_block_tokens(wanted)
+
+    if fixed_block_tokens:
+        index.set_block_tokens(fixed_block_tokens)
+    pool.listen(on_pool)
+
+
+def block_tokens_for(engine_block_tokens: set[int]) -> int:
+    """One block size for the pool: the least multiple of every engine's that is not below the default."""
+    common = lcm(*engine_block_tokens)
+    if common > MAX_BLOCK_TOKENS:
+        common = max(engine_block_tokens)
+    return -(-DEFAULT_BLOCK_TOKENS // common) * common

@@ -1,0 +1,70 @@
+"""llm-d's plugin types that we know by name and do not have yet. A configuration that uses one does not
+start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_AREAS: Mapping[str, tuple[str, ...]] = {
+    "latency prediction": (
+        "slo-headroom-tier-filter",
+        "latency-scorer",
+        "predicted-latency-producer",
+        "latency-slo-admitter",
+    ),
+    "flow control": (
+        "global-strict-fairness-policy",
+        "round-robin-fairness-policy",
+        "program-aware-fairness",
+        "fcfs-ordering-policy",
+        "edf-ordering-policy",
+        "slo-deadline-ordering-policy",
+        "static-usage-limit-policy",
+        "priority-holdback-policy",
+        "soft-reflective-ceiling-policy",
+        "eviction-sheddable-filter",
+        "eviction-priority-then-time-ordering",
+        "probabilistic-admitter",
+        "agent-identity",
+    ),
+    "prefill/decode disaggregation": (
+        "disagg-profile-handler",
+        "data-parallel-profile-handler",
+        "pd-profile-handler",
+        "disagg-headers-handler",
+        "prefill-header-handler",
+        "prefix-based-pd-decider",
+        "always-disagg-pd-decider",
+        "always-disagg-multimodal-decider",
+        "disaggregatedset-rollout-screener",
+        "p2p-source-producer",
+    ),
+    "the precise prefix index": (
+        "precise-prefix-cache-scorer",
+        "precise-prefix-cache-producer",
+        "burst-prefix-cache-producer",
+        "endpoint-notification-source",
+    ),
+    "Kubernetes": ("k8s-notification-source",),
+    "several clusters": (
+        "multicluster-session-affinity-filter",
+        "multicluster-kv-cache-utilization-scorer",
+        "multicluster-queue-scorer",
+        "multicluster-prefix-cache-scorer",
+        "multicluster-file-discovery",
+        "multicluster-metrics-data-source",
+        "multicluster-metrics-extractor",
+    ),
+    "GPU telemetry": ("dcgm-data-source", "dcgm-extractor"),
+    "the Envoy picker": (
+        "request-attribute-reporter",
+        "vllmgrpc-parser",
+        "vertexai-parser",
+        "header-based-testing-filter",
+        "destination-endpoint-served-verifier",
+    ),
+}
+
+COMING: Mapping[str, str] = {name: area for area, names in _AREAS.items() for name in names}
+"""Plugin type to the area it belongs to."""

@@ -1,0 +1,73 @@
+"""prefix-cache-affinity-filter: stay where the prompt is cached until that costs too much waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+from pointsman.registry import Plugin, register
+from pointsman.scheduling.cycle import Cycle
+from pointsman.scheduling.signals import prefix_match
+from pointsman.types import Endpoint
+
+
+@register("prefix-cache-affinity-filter")
+class PrefixCacheAffinity(Plugin):
+    """Keep the endpoints that hold at least ``affinityThreshold`` of the prompt, if there are any.
+
+    All stay in the race when the least loaded of the warm ones would need more than ``maxTTFTPenaltyMs``
+    longer to its first token than the least loaded other one (0: never); its time is the uncached prompt
+    tokens in flight there divided by ``peakPrefillThroughput`` (tokens/s). A share
+    ``explorationProbability`` of the requests skips the filter.
+    """
+
+    affinity_threshold: Annotated[float, Meta(ge=0, le=1)] = 0.80
+    exploration_probability: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    max_ttft_penalty_ms: Annotated[float, Meta(ge=0)] = msgspec.field(
+        default=18000.0, name="maxTTFTPenaltyMs"
+    )
+    ttft_source: Literal["prefillThroughput", "latencyPredictor"] = "prefillThroughput"
+    peak_prefill_throughput: Annotated[float, Meta(ge=0)] = 15928.0
+    prefix_match_info_producer_name: str = ""
+    in_flight_load_producer_name: str = ""
+
+    producers: ClassVar[Mapping[str, str]] = {
+        "prefix_match_info_producer_name": "approx-prefix-cache-producer",
+        "in_flight_load_producer_name": "inflight-load-producer",
+    }
+
+    def __post_init__(self) -> None:
+        if self.ttft_source == "latencyPredictor":
+            raise ValueError("ttftSource: latencyPredictor is not available in this version")
+        if self.max_ttft_penalty_ms and not self.peak_prefill_throughput:
+            raise ValueError("peakPrefillThroughput: must be greater than 0")
+        self._penalty_tokens = self.max_ttft_penalty_ms / 1000 * self.peak_prefill_throughput
+
+    def filter(self, cycle: Cycle) -> Sequence[Endpoint]:
+        endpoints, threshold = cycle.endpoints, self.affinity_threshold
+        match = cycle.get(prefix_match)
+        if not match.blocks_by_slot or threshold <= 0 or len(endpoints) == 1:
+            return endpoints
+        if self.exploration_probability and cycle.services.rng.random() < self.exploration_probability:
+            return endpoints
+        total = match.total_blocks
+        warm = {slot for slot, blocks in match.blocks_by_slot.items() if blocks / total >= threshold}
+        kept = [e for e in endpoints if e.slot in warm] if warm else ()
+        if not kept or self._waits_too_long(kept, endpoints, warm):
+            return endpoints
+        return kept
+
+    def _waits_too_long(
+        self, kept: Sequence[Endpoint], endpoints: Sequence[Endpoint], warm: set[int]
+    ) -> bool:
+        # Load is never negative, so a warm load within the penalty needs no look at the others.
+        penalty = self._penalty_tokens
+        if not penalty or len(kept) == len(endpoints):
+            return False
+        warm_tokens = min([e.load.tokens for e in kept])
+        if warm_tokens <= penalty:
+            return False
+        return warm_tokens - min(e.load.tokens for e in endpoints if e.slot not in warm) > penalty

@@ -1,0 +1,48 @@
+"""The request formats an EndpointPickerConfig can ask for, by llm-d's names; ``api`` holds the parsers."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pointsman.registry import Plugin, register
+
+
+class Parser(Plugin):
+    """Names a format of ``pointsman.api``."""
+
+    format: ClassVar[str]
+
+
+@register("openai-parser")
+class OpenAIParser(Parser):
+    """OpenAI's API: chat/completions, completions, responses, embeddings and their relatives."""
+
+    format: ClassVar[str] = "openai"
+
+
+@register("anthropic-parser")
+class AnthropicParser(Parser):
+    """Anthropic's API: messages and messages/count_tokens."""
+
+    format: ClassVar[str] = "anthropic"
+
+
+@register("vllmhttp-parser")
+class VLLMParser(Parser):
+    """vLLM's /inference/v1/generate."""
+
+    format: ClassVar[str] = "vllm"
+
+
+@register("sglanghttp-parser")
+class SGLangParser(Parser):
+    """SGLang's /generate."""
+
+    format: ClassVar[str] = "sglang"
+
+
+@register("passthrough-parser")
+class PassthroughParser(Parser):
+    """Any path, nothing read from the body. It takes what no other parser does, so it comes last."""
+
+    format: ClassVar[str] = "passthrough"
