@@ -1,0 +1,71 @@
+"""Forms with a file in them (audio to text, image edits): the fields beside the file, which is stepped
+over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from pointsman.api.body import compressed, passthrough
+from pointsman.api.format import Format, register
+from pointsman.errors import BadRequest
+from pointsman.types import InferenceRequest
+
+_BOUNDARY = re.compile(
+    r'multipart/form-data\s*;(?:.*;)?\s*boundary=(?:"([^"]{1,200})"|([^\s;"]{1,200}))', re.I
+)
+_NAME = re.compile(rb'content-disposition:[^\r\n]*?[;\s]name="?([^";\r\n]*)"?', re.I)
+_WANTED = (b"model", b"stream")
+_LONGEST = 1024
+"""Bytes of a field's value; a model's name is shorter."""
+
+
+def _form(request_id: str, path: str, headers: Mapping[str, str], body: bytes) -> InferenceRequest:
+    if compressed(headers):
+        return passthrough(request_id, path, headers, body)
+    found = _BOUNDARY.match(headers.get("content-type", ""))
+    if not found:
+        raise BadRequest("Expected multipart/form-data with a boundary", param="content-type")
+    fields = form_fields(body, (found[1] or found[2]).encode("latin-1", "replace"))
+    model = fields.get(b"model", b"").decode(errors="replace").strip()
+    if not model:
+        raise BadRequest("`model` is missing: expected a form field with the name of a model", param="model")
+    return InferenceRequest(
+        id=request_id,
+        path=path,
+        format="openai",
+        body=body,
+        model=model,
+        stream=fields.get(b"stream", b"").strip().lower() in (b"true", b"1"),
+        headers=headers,
+    )
+
+
+def form_fields(body: bytes, boundary: bytes) -> dict[bytes, bytes]:
+    """The short fields among ``_WANTED``. A form that breaks off ends there: the engine will complain of
+    it.
+    """
+    fields: dict[bytes, bytes] = {}
+    delimiter = b"--" + boundary
+    start = body.find(delimiter)
+    while start >= 0 and len(fields) < len(_WANTED):
+        head = start + len(delimiter)
+        value = body.find(b"\r\n\r\n", head)
+        if value < 0 or body.startswith(b"--", head):
+            break
+        start = body.find(b"\r\n" + delimiter, value + 2)
+        name = _NAME.search(body, head, value)
+        if name and name[1] in _WANTED:
+            fields[name[1]] = body[value + 4 : start if start >= 0 else len(body)][:_LONGEST]
+        start += 2 if start >= 0 else 0
+    return fields
+
+
+register(
+    Format(
+        "openai",
+        ("/audio/transcriptions", "/audio/translations", "/images/edits", "/images/variations"),
+        _form,
+    )
+)
