@@ -50,6 +50,8 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     """
     prompt_tokens: int = 0
     max_tokens: int | None = None
+    n: int = 1
+    """Choices asked for; each is a sequence of its own to decode."""
     media: tuple[tuple[str, int], ...] = ()
     """(content hash, estimated tokens) of each image, video or audio part."""
     state_id: str = ""
