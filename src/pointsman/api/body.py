@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import msgspec
 from msgspec import Raw
 
-from pointsman.api.format import Parse
+from pointsman.api.format import Parse, passthrough
 from pointsman.api.prompts import ABSENT
 from pointsman.errors import BadRequest
 from pointsman.types import InferenceRequest, Prompt
@@ -80,11 +80,6 @@ def json_parser(
         )
 
     return parse
-
-
-def passthrough(request_id: str, path: str, headers: Mapping[str, str], body: bytes) -> InferenceRequest:
-    """A request of which we read nothing: any endpoint will do, load decides."""
-    return InferenceRequest(id=request_id, path=path, format="passthrough", body=body, headers=headers)
 
 
 def compressed(headers: Mapping[str, str]) -> bool:

@@ -39,6 +39,14 @@ class Format:
     """Paths with an id inside, which no suffix describes; searched where no path matches."""
 
 
+def passthrough(request_id: str, path: str, headers: Mapping[str, str], body: bytes) -> InferenceRequest:
+    """A request of which we read nothing: any endpoint will do, load decides."""
+    return InferenceRequest(id=request_id, path=path, format="passthrough", body=body, headers=headers)
+
+
+PASSTHROUGH = Format("passthrough", (), passthrough)
+"""For every path that no format answers to."""
+
 _formats: list[Format] = []
 _by_path: dict[str, Format] = {}
 _by_suffix: dict[str, Format] = {}
@@ -61,8 +69,8 @@ def formats() -> tuple[Format, ...]:
     return tuple(_formats)
 
 
-def find(path: str) -> Format | None:
-    """The format with the longest matching path suffix; None where nothing in the body is ours to read."""
+def find(path: str) -> Format:
+    """The format with the longest matching path suffix, else ``PASSTHROUGH``."""
     known = _by_path.get(path)
     return known if known is not None else _search(path)
 
@@ -73,7 +81,7 @@ looked at.
 """
 
 
-def _search(path: str) -> Format | None:
+def _search(path: str) -> Format:
     path = path.partition("?")[0].rstrip("/")
     if path in _by_path:
         return _by_path[path]
@@ -82,7 +90,7 @@ def _search(path: str) -> Format | None:
         known = _by_suffix.get("/" + "/".join(segments[first:]))
         if known is not None:
             return known
-    for known in _formats:
-        if known.pattern is not None and known.pattern.search(path):
-            return known
-    return None
+    for candidate in _formats:
+        if candidate.pattern is not None and candidate.pattern.search(path):
+            return candidate
+    return PASSTHROUGH

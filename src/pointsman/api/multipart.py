@@ -7,8 +7,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from pointsman.api.body import compressed, passthrough
-from pointsman.api.format import Format, register
+from pointsman.api.body import compressed
+from pointsman.api.format import Format, passthrough, register
 from pointsman.errors import BadRequest
 from pointsman.types import InferenceRequest
 

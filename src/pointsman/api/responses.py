@@ -9,8 +9,8 @@ import msgspec
 from msgspec import Raw
 
 from pointsman.api import replies
-from pointsman.api.body import Body, Count, Facts, compressed, json_parser, passthrough, reader
-from pointsman.api.format import Format, register
+from pointsman.api.body import Body, Count, Facts, compressed, json_parser, reader
+from pointsman.api.format import Format, passthrough, register
 from pointsman.api.openai import chat_prompt
 from pointsman.api.prompts import ABSENT, prompt, prompts, root, tokens
 from pointsman.types import InferenceRequest
