@@ -25,3 +25,8 @@ test: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# CPU per request and per chunk against Envoy, vllm-router and smg; ARGS as in `python3 -m bench.overhead --help`
+.PHONY: bench-overhead
+bench-overhead: setup
+	$(PYTHON) -m bench.overhead $(ARGS)
