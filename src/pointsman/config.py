@@ -189,13 +189,21 @@ def load(path: str | None = None, overrides: Sequence[str] = (), endpoints: Sequ
     return settings
 
 
+def read_text(path: Path) -> str:
+    """The text of a file that the settings name."""
+    try:
+        return path.read_text()
+    except OSError as exc:
+        raise SettingsError(f"{path}: cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise SettingsError(f"{path}: is not text") from exc
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML (or JSON) file."""
     try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as exc:
-        raise SettingsError(f"{path}: cannot be read: {exc.strerror}") from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        tree = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as exc:
         raise SettingsError(f"{path}: not YAML: {' '.join(str(exc).split())}") from exc
     if tree is None:
         return {}

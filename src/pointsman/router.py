@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from pointsman import api
 from pointsman.endpoints.pool import Pool
-from pointsman.errors import NoEndpoints
+from pointsman.errors import BadRequest, NoEndpoints
 from pointsman.scheduling.scheduler import Scheduler
-from pointsman.types import Clock, Decision, InferenceRequest, LoadToken, Outcome
+from pointsman.types import Decision, InferenceRequest, LoadToken, Outcome
 
 Observer = Callable[[InferenceRequest, Decision | None, Outcome], None]
 """Told of every request's end, also of those refused before a decision."""
@@ -59,17 +59,27 @@ class Router:
     """Decides for each request where it runs, and learns from how it ended."""
 
     def __init__(
-        self, pool: Pool, scheduler: Scheduler, clock: Clock, observers: Sequence[Observer] = ()
+        self,
+        pool: Pool,
+        scheduler: Scheduler,
+        observers: Sequence[Observer] = (),
+        parsers: Collection[str] | None = None,
     ) -> None:
         self.pool = pool
         self._scheduler = scheduler
-        self._clock = clock
+        self._parsers = parsers
+        """Names of the formats to read, ``passthrough`` for the others; None: all of them."""
         self._observers = tuple(observers)
         self._holders: OrderedDict[str, str] = OrderedDict()
 
     def parse(self, request_id: str, path: str, headers: Mapping[str, str], body: bytes) -> InferenceRequest:
         """The request as the scheduler sees it; ``BadRequest`` when it cannot be read."""
-        return api.find(path).parse(request_id, path, headers, body)
+        found = api.find(path) or api.PASSTHROUGH
+        if self._parsers is not None and found.name not in self._parsers:
+            if api.PASSTHROUGH.name not in self._parsers:
+                raise BadRequest(f"No configured parser reads requests for {path}.")
+            found = api.PASSTHROUGH
+        return found.parse(request_id, path, headers, body)
 
     def open(self, request: InferenceRequest) -> Flight:
         """Admit and schedule. Raises what the client is to be told when it cannot be served."""

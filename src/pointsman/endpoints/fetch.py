@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from typing import cast
 
 import httptools
 
@@ -80,7 +81,7 @@ class Fetcher(asyncio.Protocol):
             self._end(0, b"connect" if refused else b"broken")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
         self._connecting = None
         if not self.busy:
             transport.abort()

@@ -9,19 +9,17 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from pointsman import api
 from pointsman.errors import PointsmanError, UpstreamFailed, UpstreamTimeout
 from pointsman.proxy.framing import ChunkFraming
 from pointsman.proxy.head import RequestHead
+from pointsman.proxy.plane import Plane
+from pointsman.proxy.rewrite import early_head, forwarded_head, relayed_head
+from pointsman.proxy.server import ClientConnection
 from pointsman.proxy.upstream import ResponseHead, UpstreamConnection
 from pointsman.router import Flight
-from pointsman.types import Ending, InferenceRequest, Outcome, Usage
-
-if TYPE_CHECKING:
-    from pointsman.proxy.gateway import Gateway
-    from pointsman.proxy.server import ClientConnection
+from pointsman.types import Ending, Outcome, Usage
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +46,13 @@ class Exchange:
         "_early",
         "_ended",
         "_first",
-        "_gateway",
+        "_format",
         "_head",
         "_held",
         "_holding",
+        "_on_end",
         "_plain",
+        "_plane",
         "_progress",
         "_progress_at",
         "_refusal",
@@ -76,19 +76,20 @@ class Exchange:
 
     def __init__(
         self,
-        gateway: Gateway,
+        plane: Plane,
         client: ClientConnection,
         head: RequestHead,
-        request: InferenceRequest,
         flight: Flight,
         started_at: float,
+        on_end: Callable[[Exchange], None],
     ) -> None:
-        self._gateway = gateway
+        self._plane = plane
         self._client = client
         self.request_head = head
-        self.request = request
+        self.request = request = flight.request
         self.flight = flight
         self.started_at = started_at
+        self._on_end = on_end
         self.tunnel = False
         self.reads = 0
         self._write: Write = client.write
@@ -107,7 +108,8 @@ class Exchange:
         self._held: list[bytes] = []
         self._refusal: tuple[ResponseHead, bytes] | None = None
         """The last refusal, for the client when nobody does better."""
-        self._comments = gateway.settings.upstream.sse_comment_s > 0 and request.stream and not head.http10
+        self._comments = plane.settings.upstream.sse_comment_s > 0 and request.stream and not head.http10
+        self._format = api.find(head.path) or api.PASSTHROUGH
         self._early = False
         """We have begun a response ourselves, to keep a waiting stream alive."""
         self._started = False
@@ -127,8 +129,8 @@ class Exchange:
         """Send the request to the endpoint that was decided on."""
         decision = self.flight.decision
         assert decision
-        self._sent_at = self._gateway.clock()
-        connections = self._gateway.connections(decision.chosen.name)
+        self._sent_at = self._plane.clock()
+        connections = self._plane.connections(decision.chosen.name)
         if connections is None:  # it left the pool in this very moment
             self._next("reset")
             return
@@ -145,22 +147,9 @@ class Exchange:
             return
         self._upstream = connection
         self._sends += 1
-        head = self._gateway.forwarded_head(self, connection)
+        head = forwarded_head(self.request_head, self.request, self._client, connection.connections)
         body = self.request.body
         connection.send(self, head, body, without_body=self.request_head.method == b"HEAD")
-
-    def forwarded_for(self) -> bytes:
-        """Who sent it, for the endpoint."""
-        client, given = self._client, self.request_head.headers.raw.get(b"x-forwarded-for")
-        chain = given + b", " + client.address if given else client.address
-        proto = self.request_head.headers.raw.get(b"x-forwarded-proto", client.scheme)
-        return b"x-forwarded-for: " + chain + b"\r\nx-forwarded-proto: " + proto
-
-    def closes_client(self, head: ResponseHead) -> bool:
-        """The client's connection ends with this response."""
-        asked = self.request_head
-        has_end = head.chunked or head.length >= 0 or head.status in (204, 304) or asked.method == b"HEAD"
-        return self._client.closes_with(open_ended=not has_end or asked.http10)
 
     # -- receiving
 
@@ -185,13 +174,26 @@ class Exchange:
             self._plain = head.status == 200 and head.chunked
             self._write = client.write if self._plain else self._held.append
             return
-        self._head = self._gateway.relayed_head(self, head)
+        self._head = self._relayed_head(head)
         self._plain = not (head.chunked and self.request_head.http10)
         self._write = client.write if self._plain else _Unchunked(client.write).write
         if head.status == 101:
             self._first_bytes(b"")
             self.tunnel = True
             client.tunnel()
+
+    def _relayed_head(self, head: ResponseHead) -> bytes:
+        asked, decision = self.request_head, self.flight.decision
+        assert decision
+        has_end = head.chunked or head.length >= 0 or head.status in (204, 304) or asked.method == b"HEAD"
+        return relayed_head(
+            head,
+            self.request.id,
+            decision,
+            http10=asked.http10,
+            closes=self._client.closes_with(open_ended=not has_end or asked.http10),
+            names_endpoint=self._plane.settings.server.endpoint_header,
+        )
 
     def response_body(self, data: bytes) -> None:
         self.reads += 1
@@ -208,7 +210,7 @@ class Exchange:
         assert head is not None
         self._started = True
         self._first = data
-        self._ttft_s = self._gateway.clock() - self.started_at
+        self._ttft_s = self._plane.clock() - self.started_at
         self.flight.first_output()
         if self._plain:
             self._write(head + data)
@@ -224,7 +226,7 @@ class Exchange:
         if self._holding:
             assert self._response
             self._refusal = (self._response, b"".join(self._held))
-            if self._gateway.router.reopen(self.flight):
+            if self._plane.router.reopen(self.flight):
                 self._resend()
             else:
                 self._pass_refusal_on()
@@ -250,14 +252,14 @@ class Exchange:
         if why == "stale" and not self._retried_stale:
             # The endpoint closed a kept connection just then: no fault of its own, and nothing was computed.
             self._retried_stale = True
-            connections = self._gateway.connections(decision.chosen.name)
+            connections = self._plane.connections(decision.chosen.name)
             if connections:
                 self._connecting = connections.connect(self)
                 return
         if why == "connect":
-            self._gateway.pool.unreachable(decision.chosen.name)
+            self._plane.pool.unreachable(decision.chosen.name)
         else:
-            self._gateway.pool.failed(decision.chosen)
+            self._plane.pool.failed(decision.chosen)
         if self._started:
             self._break_off(why, upstream is not None and upstream.between_chunks)
         else:
@@ -270,10 +272,10 @@ class Exchange:
     # -- moving on
 
     def _account(self, status: int) -> None:
-        """What the answer says of the endpoint's health: 5xx is a fault, except 503, which says it is busy."""
+        """What the answer says of the endpoint's health: 5xx is a fault, but for 503, which says busy."""
         decision = self.flight.decision
         assert decision
-        pool = self._gateway.pool
+        pool = self._plane.pool
         if status < 500:
             pool.answered(decision.chosen)
         elif status == 503:
@@ -282,7 +284,7 @@ class Exchange:
             pool.failed(decision.chosen)
 
     def _try_elsewhere(self, status: int) -> bool:
-        upstream = self._gateway.settings.upstream
+        upstream = self._plane.settings.upstream
         if status == 404 and self.flight.guess:
             return True
         return status in upstream.retry_statuses and self._sends < upstream.tries
@@ -315,8 +317,8 @@ class Exchange:
 
     def _next(self, why: str) -> None:
         """No byte has reached the client: another endpoint may answer, within bounds."""
-        gateway, flight = self._gateway, self.flight
-        if self._sends < gateway.settings.upstream.tries and gateway.router.reopen(flight):
+        plane, flight = self._plane, self.flight
+        if self._sends < plane.settings.upstream.tries and plane.router.reopen(flight):
             log.debug("request %s: %s at %s, trying another", self.request.id, why, flight.tried[-2])
             self._resend()
             return
@@ -332,7 +334,7 @@ class Exchange:
 
     def _fail(self, error: PointsmanError) -> None:
         if self._early:
-            self._client.write(chunk(api.find(self.request.path).stream_error(error)) + LAST_CHUNK)
+            self._client.write(chunk(self._format.stream_error(error)) + LAST_CHUNK)
         else:
             self._client.respond_error(error, self.request.path, self.request.id)
             self._status = error.status
@@ -349,7 +351,7 @@ class Exchange:
         assert head
         if between_chunks and self._plain and b"text/event-stream" in head.lower:
             lead = b"" if self._tail[-1].endswith(b"\n\n\r\n") else b"\n\n"
-            event = api.find(self.request.path).stream_error(error)
+            event = self._format.stream_error(error)
             self._client.write(chunk(lead + event) + LAST_CHUNK)
         else:
             self._client.abort()
@@ -359,7 +361,7 @@ class Exchange:
 
     def check(self, now: float) -> None:
         """Called a few times a second: are the deadlines kept?"""
-        limits = self._gateway.settings.upstream
+        limits = self._plane.settings.upstream
         if self.tunnel or self._upstream is None:
             self._progress_at = now
             return
@@ -373,7 +375,7 @@ class Exchange:
             self._progress = self.reads
             self._progress_at = now
         elif self._client.paused:
-            if now - self._progress_at > self._gateway.settings.server.idle_timeout_s:
+            if now - self._progress_at > self._plane.settings.server.idle_timeout_s:
                 self._client.abort()  # it has not read for minutes; an engine must not wait for it
         elif now - self._progress_at > limits.between_bytes_timeout_s:
             self._timeout()
@@ -387,7 +389,7 @@ class Exchange:
         if not self._early:
             self._early = True
             self._status = 200
-            self._client.write(self._gateway.early_head(self))
+            self._client.write(early_head(self.request.id))
         self._client.write(chunk(b": waiting\n\n"))
 
     # -- the client's side
@@ -415,7 +417,7 @@ class Exchange:
             self._upstream.abandon()
             self._upstream = None
         if self.flight.decision:
-            self._gateway.pool.abandoned(self.flight.decision.chosen)
+            self._plane.pool.abandoned(self.flight.decision.chosen)
         self._end(Ending.OK if self.tunnel else Ending.CANCELLED, "" if self.tunnel else "client_left")
 
     def _last_bytes(self) -> bytes:
@@ -428,27 +430,27 @@ class Exchange:
 
     def _end(self, ending: Ending, reason: str) -> None:
         self._ended = True
-        gateway, request = self._gateway, self.request
+        plane, request = self._plane, self.request
         usage = Usage()
         if self._started and self._status == 200 and not self.tunnel:
-            fmt = api.find(request.path)
-            usage = fmt.usage(self._last_bytes())
+            usage = self._format.usage(self._last_bytes())
             if self.request_head.method == b"POST":
-                gateway.router.remember(self.flight, api.created_id(request.path, self._first))
+                plane.router.remember(self.flight, api.created_id(request.path, self._first))
         outcome = Outcome(
             ending=ending,
             status=self._status,
             endpoint=self.flight.tried[-1],
             tries=len(self.flight.tried),
             ttft_s=self._ttft_s,
-            duration_s=gateway.clock() - self.started_at,
+            duration_s=plane.clock() - self.started_at,
             chunks=self.reads,
             request_bytes=len(request.body),
             response_bytes=self._bytes,
             usage=usage,
             reason=reason,
         )
-        gateway.ended(self, outcome)
+        plane.router.close(self.flight, outcome)
+        self._on_end(self)
         if ending is not Ending.CANCELLED:
             self._client.exchange_done()
 

@@ -4,49 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-PASSED = tuple(
-    [
-        "/v1/",
-        "/v2/",
-        "/inference/v1/",
-        "/api/",
-        "/generate",
-        "/completions",
-        "/completion",
-        "/chat/completions",
-        "/embeddings",
-        "/embedding",
-        "/infill",
-        "/rerank",
-        "/reranking",
-        "/score",
-        "/classify",
-        "/pooling",
-        "/tokenize",
-        "/detokenize",
-        "/encode",
-        "/apply-template",
-        "/invocations",
-        "/generative_scoring",
-        "/version",
-        "/get_model_info",
-        "/model_info",
-    ]
+PASSED = (
+    "/v1/",
+    "/v2/",
+    "/inference/v1/",
+    "/api/",
+    "/generate",
+    "/completions",
+    "/completion",
+    "/chat/completions",
+    "/embeddings",
+    "/embedding",
+    "/infill",
+    "/rerank",
+    "/reranking",
+    "/score",
+    "/classify",
+    "/pooling",
+    "/tokenize",
+    "/detokenize",
+    "/encode",
+    "/apply-template",
+    "/invocations",
+    "/generative_scoring",
+    "/version",
+    "/get_model_info",
+    "/model_info",
 )
 """Inference: these, and below those that end in a slash anything."""
 
-ADMINISTRATION = tuple(
-    [
-        "/v1/load_lora_adapter",
-        "/v1/unload_lora_adapter",
-        "/v1/systemone",
-        "/inference/v1/abort_requests",
-        "/v2/repository/",
-        "/v2/logging",
-        "/v2/trace",
-        "/v2/cudasharedmemory/",
-        "/v2/systemsharedmemory/",
-    ]
+ADMINISTRATION = (
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
+    "/v1/systemone",
+    "/inference/v1/abort_requests",
+    "/v2/repository/",
+    "/v2/logging",
+    "/v2/trace",
+    "/v2/cudasharedmemory/",
+    "/v2/systemsharedmemory/",
 )
 """Inside what is passed, and yet not for clients."""
 

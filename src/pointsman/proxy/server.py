@@ -3,17 +3,54 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import ssl
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import Protocol, cast
 
 from pointsman import api
-from pointsman.errors import BadRequest, BodyTooLarge, HeadTooLarge, PointsmanError, RequestTimeout
+from pointsman.config import Server
+from pointsman.errors import (
+    BadRequest,
+    BodyTooLarge,
+    HeadTooLarge,
+    PointsmanError,
+    RequestTimeout,
+    SettingsError,
+)
 from pointsman.proxy.framing import ChunkFraming, FramingError
 from pointsman.proxy.head import HeadParser, RequestHead
+from pointsman.types import Clock
 
-if TYPE_CHECKING:
-    from pointsman.proxy.exchange import Exchange
-    from pointsman.proxy.gateway import Gateway
+
+class Answering(Protocol):
+    """A request being answered on a connection."""
+
+    tunnel: bool
+    """The connection carries another protocol now: bytes go through as they are."""
+
+    def client_bytes(self, data: bytes) -> None: ...
+
+    def client_paused(self, paused: bool) -> None: ...
+
+    def cancel(self) -> None:
+        """The client has left."""
+
+
+class Host(Protocol):
+    """Who answers requests: the gateway on the data port, the admin API on its own."""
+
+    settings: Server
+    clock: Clock
+    draining: bool
+    clients: set[ClientConnection]
+
+    def begin(self, client: ClientConnection, head: RequestHead, body: bytes) -> None:
+        """Answer a complete request: at once, or later as ``client.exchange``."""
+
+    def refuse(self, client: ClientConnection, head: RequestHead | None, error: PointsmanError) -> None:
+        """Answer bytes that did not become a request."""
+
 
 MAX_PIPELINED_BYTES = 64 * 1024
 """Of requests sent ahead; more is left in the socket, so that the client has to wait."""
@@ -27,8 +64,8 @@ class ClientConnection(asyncio.Protocol):
         "_body",
         "_closing",
         "_framing",
-        "_gateway",
         "_head",
+        "_host",
         "_missing",
         "_parser",
         "_partial",
@@ -45,10 +82,10 @@ class ClientConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._parser = HeadParser()
-        self.exchange: Exchange | None = None
+        self.exchange: Answering | None = None
         self.waiting = False
         """A request is being looked at, though it has no exchange yet."""
         self.paused = False
@@ -60,21 +97,21 @@ class ClientConnection(asyncio.Protocol):
         self._framing: ChunkFraming | None = None
         self._ahead = b""
         self._closing = False
-        self._since = gateway.clock()
+        self._since = host.clock()
         """When the state we are in began, or the last body bytes came."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
         self.transport = transport
         self.write = transport.write
         peer = transport.get_extra_info("peername")
         self.address = peer[0].encode() if peer else b"unknown"
         self.scheme = b"https" if transport.get_extra_info("sslcontext") else b"http"
-        self._gateway.clients.add(self)
+        self._host.clients.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
-        self._gateway.clients.discard(self)
+        self._host.clients.discard(self)
         if self.exchange:
             exchange, self.exchange = self.exchange, None
             exchange.cancel()
@@ -112,9 +149,9 @@ class ClientConnection(asyncio.Protocol):
         else:
             if data[:2] == b"\r\n":  # an empty line before a request is to be ignored (RFC 9112, 2.2)
                 data = data.lstrip(b"\r\n")
-            self._since = self._gateway.clock()
+            self._since = self._host.clock()
         end = data.find(b"\r\n\r\n")
-        limit = self._gateway.settings.server.head_bytes
+        limit = self._host.settings.head_bytes
         if end > limit or (end < 0 and len(data) > limit):
             raise HeadTooLarge(f"The request head is larger than {limit} bytes (server.head_bytes).")
         if end < 0:
@@ -122,7 +159,7 @@ class ClientConnection(asyncio.Protocol):
             return None
         self._partial = b""
         self._head = head = self._parser.parse(data[: end + 4])
-        limit = self._gateway.settings.server.body_bytes
+        limit = self._host.settings.body_bytes
         if head.body_bytes > limit:
             raise self._too_large(limit)
         self._framing = ChunkFraming(strict=True, pieces=[]) if head.chunked else None
@@ -141,7 +178,7 @@ class ClientConnection(asyncio.Protocol):
             if len(data) < missing:
                 self._missing = missing - len(data)
                 self._body.append(data)
-                self._since = self._gateway.clock()
+                self._since = self._host.clock()
                 return
             if len(data) > missing:
                 self._ahead = data[missing:]
@@ -156,19 +193,19 @@ class ClientConnection(asyncio.Protocol):
                 end = framing.feed(data)
             except FramingError as exc:
                 raise BadRequest(f"Malformed HTTP request body: {exc}.") from exc
-            limit = self._gateway.settings.server.body_bytes
+            limit = self._host.settings.body_bytes
             self._missing += len(data)
             if self._missing > limit and sum(map(len, framing.pieces)) > limit:
                 raise self._too_large(limit)
             if end < 0:
-                self._since = self._gateway.clock()
+                self._since = self._host.clock()
                 return
             self._ahead = data[end:]
             data = b"".join(framing.pieces)
         self._head = None
         self._framing = None
-        self._closing = not head.keep_alive or self._gateway.draining
-        self._gateway.begin(self, head, data)
+        self._closing = not head.keep_alive or self._host.draining
+        self._host.begin(self, head, data)
 
     def _too_large(self, limit: int) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than {limit} bytes (server.body_bytes).")
@@ -177,8 +214,7 @@ class ClientConnection(asyncio.Protocol):
         """The bytes that follow cannot be trusted or are not wanted: answer and close."""
         head, self._head = self._head, None
         self._closing = True
-        gateway = self._gateway
-        gateway.refuse(self, head.path if head else "", gateway.request_id(head), error)
+        self._host.refuse(self, head, error)
 
     def eof_received(self) -> bool:
         return False  # a client that sends no more has left, as other proxies see it, too
@@ -227,7 +263,8 @@ class ClientConnection(asyncio.Protocol):
     def respond_error(self, error: PointsmanError, path: str, request_id: str) -> None:
         """Write an error in the shape that clients of this path expect."""
         extra = b"retry-after: 1\r\n" if error.status in (429, 503) else b""
-        self.respond(error.status, api.find(path).error_body(error), request_id, extra=extra)
+        body = (api.find(path) or api.PASSTHROUGH).error_body(error)
+        self.respond(error.status, body, request_id, extra=extra)
 
     def closes_with(self, *, open_ended: bool) -> bool:
         """Whether the connection ends with this response; it must when nothing else marks the end."""
@@ -249,7 +286,7 @@ class ClientConnection(asyncio.Protocol):
         if self._closing:
             self.transport.close()
             return
-        self._since = self._gateway.clock()
+        self._since = self._host.clock()
         if self._ahead:
             asyncio.get_running_loop().call_soon(self._read_ahead)
 
@@ -276,7 +313,7 @@ class ClientConnection(asyncio.Protocol):
         """Called a few times a second: is the client in time?"""
         if self.exchange or self.waiting or self.gone:
             return
-        server = self._gateway.settings.server
+        server = self._host.settings
         silent = now - self._since
         if self._head is not None:
             if silent > server.body_timeout_s:
@@ -288,3 +325,16 @@ class ClientConnection(asyncio.Protocol):
                 self._reject(RequestTimeout(f"The request head took more than {server.head_timeout_s:g} s."))
         elif silent > server.idle_timeout_s:
             self.transport.close()
+
+
+async def listen(
+    host: Host, address: str, port: int, setting: str, tls: ssl.SSLContext | None = None
+) -> asyncio.Server:
+    """Accept connections for ``host``; ``setting`` is the key to name when the port is taken."""
+    try:
+        return await asyncio.get_running_loop().create_server(
+            lambda: ClientConnection(host), address, port, ssl=tls, backlog=4096
+        )
+    except OSError as exc:
+        why = "is in use" if exc.errno == errno.EADDRINUSE else f"cannot be opened: {exc.strerror}"
+        raise SettingsError(f"{setting}: {address}:{port} {why}; choose another") from exc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Protocol
+from typing import Protocol, cast
 
 from pointsman.endpoints.target import Target, request_headers, ssl_context
 from pointsman.proxy.framing import ChunkFraming, FramingError
@@ -159,7 +159,7 @@ class UpstreamConnection(asyncio.Protocol):
         return self._state == _CHUNKED and self._framing.between_chunks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
         self.transport = transport
 
     def send(self, receiver: Receiver, head: bytes, body: bytes, *, without_body: bool = False) -> None:

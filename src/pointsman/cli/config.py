@@ -1,0 +1,35 @@
+"""``pointsman config``: check, show or describe the settings."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import msgspec
+
+from pointsman.cli.settings import add_settings_arguments, settings_from
+from pointsman.config import Settings, redacted
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, text in (
+        ("check", "say whether the settings can be used"),
+        ("show", "print the settings in force, defaults included, secrets blanked"),
+    ):
+        action = actions.add_parser(name, help=text)
+        add_settings_arguments(action)
+    actions.add_parser("schema", help="print the JSON schema of the settings file")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.action == "schema":
+        schema = msgspec.json.encode(msgspec.json.schema(Settings))
+        print(msgspec.json.format(schema).decode())
+        return 0
+    settings = settings_from(args)
+    if args.action == "show":
+        sys.stdout.write(msgspec.yaml.encode(redacted(settings)).decode())
+    else:
+        print(f"ok: {len(settings.endpoints)} endpoints, policy {settings.scheduling.preset}")
+    return 0

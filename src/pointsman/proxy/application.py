@@ -1,0 +1,145 @@
+"""``pointsman serve`` as an object: every part built once and handed to those who need it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TextIO
+
+from prometheus_client.metrics_core import Metric
+
+from pointsman.config import Settings, read_text
+from pointsman.endpoints.discovery.watch import Discovery
+from pointsman.endpoints.metrics.scraper import Scraper, engines
+from pointsman.endpoints.pool import Pool
+from pointsman.observability.access_log import AccessLog
+from pointsman.observability.decisions import DecisionRing
+from pointsman.observability.telemetry import Telemetry, gauge
+from pointsman.prefix.approximate import PrefixIndex
+from pointsman.prefix.follow import follow
+from pointsman.proxy.admin import Admin
+from pointsman.proxy.gateway import Gateway
+from pointsman.proxy.plane import Plane
+from pointsman.router import Observer, Router
+from pointsman.scheduling.cycle import Services
+from pointsman.scheduling.presets import build_scheduler, load_policy
+from pointsman.types import Clock
+
+
+class Application:
+    """The gateway with everything it stands on. ``running`` is its whole life."""
+
+    def __init__(self, settings: Settings, clock: Clock = time.monotonic, out: TextIO | None = None) -> None:
+        self.settings = settings
+        self.pool = Pool(clock, settings.breaker)
+        self.index = PrefixIndex(
+            max_bytes=settings.prefix.max_bytes, max_prefix_tokens=settings.prefix.max_prefix_tokens
+        )
+        follow(self.index, self.pool, fixed_block_tokens=settings.prefix.block_tokens)
+        where = settings.scheduling.picker_config
+        picker_config = read_text(Path(where)) if where else None
+        services = Services(self.index, clock, random.Random(settings.scheduling.seed))
+        policy = load_policy(
+            settings.scheduling.preset,
+            picker_config=picker_config,
+            session_headers=settings.scheduling.session_headers,
+            session_cookies=settings.scheduling.session_cookies,
+        )
+        scheduler = build_scheduler(policy, services)
+        self.telemetry = Telemetry(self._gauges)
+        self.decisions = DecisionRing(settings.decisions.keep)
+        self.access_log = AccessLog(out or sys.stdout)
+        observers: list[Observer] = [self.telemetry, self.decisions]
+        if settings.log.requests:
+            observers.append(self.access_log)
+        self.router = Router(self.pool, scheduler, observers, policy.parsers)
+        self.scraper = Scraper(self.pool, settings.metrics, clock, engines())
+        self.discovery = Discovery(self.pool, settings.discovery, settings.endpoints)
+        self.gateway = Gateway(Plane(settings, self.pool, self.router, clock), self.scraper.refresh_models)
+        self.admin = Admin(
+            settings,
+            self.pool,
+            clock,
+            self.telemetry,
+            self.decisions,
+            lambda: self.pool.ready and not self.gateway.draining,
+            lambda member: self.scraper.learn([member]),
+        )
+        self.port = 0
+        self.admin_port = 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Application]:
+        """Learn the endpoints, listen, serve until the block ends, then drain."""
+        await self.discovery.start()
+        await self.scraper.learn(self.pool.members.values())
+        self.port = await self.gateway.start()
+        self.admin_port = await self.admin.start()
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(part)
+                for part in (
+                    self.scraper.run(),
+                    self.discovery.run(),
+                    self.gateway.run(),
+                    self.access_log.run(),
+                )
+            ]
+            try:
+                yield self
+                await self.gateway.drain()
+            finally:
+                for task in running:
+                    task.cancel()
+                self.admin.close()
+
+    def _gauges(self) -> Iterator[Metric]:
+        members = list(self.pool.members.values())
+        named = [((m.endpoint.name,), m) for m in members]
+        yield gauge(
+            "pointsman_endpoint_up",
+            "1 when the endpoint takes requests, by breaker state.",
+            ("endpoint", "breaker"),
+            [((n, m.breaker.state.value), float(m.usable and m.reached)) for (n,), m in named],
+        )
+        yield gauge(
+            "pointsman_inflight_requests",
+            "Requests of ours at the endpoint.",
+            ("endpoint",),
+            [(n, m.endpoint.load.requests) for n, m in named],
+        )
+        yield gauge(
+            "pointsman_inflight_uncached_tokens",
+            "Their prompt tokens still to be computed.",
+            ("endpoint",),
+            [(n, m.endpoint.load.tokens) for n, m in named],
+        )
+        yield gauge(
+            "pointsman_engine_waiting_requests",
+            "Waiting at the engine, as it says.",
+            ("endpoint",),
+            [(n, m.endpoint.metrics.waiting) for n, m in named],
+        )
+        yield gauge(
+            "pointsman_engine_kv_usage",
+            "Share of KV blocks in use, as the engine says.",
+            ("endpoint",),
+            [(n, m.endpoint.metrics.kv_usage) for n, m in named],
+        )
+        yield gauge(
+            "pointsman_prefix_index_bytes",
+            "Memory charged to the prefix index.",
+            (),
+            [((), self.index.used_bytes)],
+        )
+        yield gauge(
+            "pointsman_prefix_index_blocks",
+            "Blocks indexed for the endpoint.",
+            ("endpoint",),
+            [(n, self.index.blocks(m.endpoint.slot)) for n, m in named],
+        )
