@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from sys import getsizeof
+from typing import Any
 
 from pointsman.prefix.hashing import block_hashes
 from pointsman.types import BYTES_PER_TOKEN, InferenceRequest
@@ -27,10 +29,13 @@ DEFAULT_CAPACITY_TOKENS = 31250 * 64
 DEFAULT_MAX_BYTES = 512 * 1024 * 1024
 DEFAULT_MAX_PREFIX_TOKENS = 131072
 
-_PAIR_BYTES = 400
-"""Upper bound on the memory of one (block, endpoint) pair without its holder bits; tests/prefix measures
-it.
+_PAIR_BYTES = 512
+"""Upper bound on the memory of one (block, endpoint) pair without its holder bits, in whatever state the
+tables are: just grown, full of holes, shrunk. 140 bytes is usual; tests/prefix measures it.
 """
+_SPARSE_MAP_BYTES = 140
+_SPARSE_LRU_BYTES = 240
+"""A table that takes more than this for an entry has shrunk: growing alone never leaves it so sparse."""
 
 
 class PrefixMatch:
@@ -137,6 +142,7 @@ class PrefixIndex:
         """The endpoint lost its cache (a restart): forget its blocks, keep its place."""
         if slot in self._lru:
             self._evict(slot, 0)
+            self._compact()
 
     def _share(self) -> None:
         fair = self.max_bytes // (self.pair_bytes * max(1, len(self._lru)))
@@ -144,6 +150,13 @@ class PrefixIndex:
             known = tokens if tokens and self.auto_tune else self._default_capacity
             self._capacity[slot] = min(fair, known // self.block_tokens)
             self._evict(slot, self._capacity[slot])
+        self._compact()
+
+    def _compact(self) -> None:
+        """Rebuild tables that many entries have left: a dict keeps its size until it is filled again."""
+        _rebuild(self._holders, _SPARSE_MAP_BYTES)
+        for lru in self._lru.values():
+            _rebuild(lru, _SPARSE_LRU_BYTES)
 
     def _evict(self, slot: int, keep: int) -> None:
         lru, holders, mask = self._lru[slot], self._holders, ~(1 << slot)
@@ -203,3 +216,11 @@ class PrefixIndex:
                     holders[block] = holders.get(block, 0) | bit
             if len(lru) > capacity:
                 self._evict(slot, capacity)
+
+
+def _rebuild(table: dict[int, Any], sparse_bytes: int) -> None:
+    # In place and by way of plain lists, so that at no time there are two tables.
+    if getsizeof(table) > sparse_bytes * len(table) + 4096:
+        keys, values = list(table), list(table.values())
+        table.clear()
+        table.update(zip(keys, values, strict=True))

@@ -1,0 +1,134 @@
+"""What the prefix index promises besides being right: sizes, and memory that never passes its bound."""
+
+from __future__ import annotations
+
+import gc
+import random
+import tracemalloc
+
+import pytest
+
+from pointsman.prefix.approximate import DEFAULT_CAPACITY_TOKENS, PrefixIndex
+from pointsman.testing import request
+
+CHAIN = 64
+
+
+def fill(index: PrefixIndex, slot: int, blocks: int, rng: random.Random) -> None:
+    """Insert at least ``blocks`` blocks that nobody has seen."""
+    for _ in range(0, blocks, CHAIN):
+        index.insert(slot, [[rng.getrandbits(64) for _ in range(CHAIN)]])
+
+
+def live_a_full_life(index: PrefixIndex, pairs: int) -> None:
+    """Fill up, churn, share with 19 newcomers, lose half of them, refill: every state its tables can be in."""
+    rng = random.Random(pairs)
+    index.add(0)
+    fill(index, 0, 3 * pairs, rng)
+    for slot in range(1, 20):
+        index.add(slot)
+        fill(index, slot, 2 * pairs // (slot + 1), rng)
+    for slot in range(5, 15):
+        index.remove(slot)
+    index.clear(16)
+    for slot in (0, 1, 2, 3, 4, 15):
+        fill(index, slot, pairs // 3, rng)
+
+
+@pytest.mark.parametrize("pairs", [1_000, 20_000, 43_691, 100_000])
+def test_memory_never_passes_the_bound(pairs: int) -> None:
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    index = PrefixIndex(max_bytes=pairs * 516)
+    index.set_default_capacity(1 << 40)
+    live_a_full_life(index, pairs)
+    peak = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    assert index.used_bytes > 0.5 * index.max_bytes, "the test must fill it"
+    assert index.used_bytes <= index.max_bytes
+    assert peak <= index.max_bytes
+
+
+@pytest.mark.parametrize("pairs", [1_000, 20_000, 100_000])
+@pytest.mark.parametrize("slots", [1, 20, 900])
+def test_what_is_charged_for_a_block_is_more_than_it_takes(pairs: int, slots: int) -> None:
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    index = PrefixIndex(max_bytes=1 << 40)
+    index.add(slots - 1, 1 << 40)
+    fill(index, slots - 1, pairs, random.Random(1))
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert index.blocks(slots - 1) >= pairs
+    assert taken < index.used_bytes
+
+
+def test_an_equal_share_of_the_bound_for_each_endpoint() -> None:
+    index = PrefixIndex(max_bytes=516 * 1000)
+    for slot in (0, 1):
+        index.add(slot, 1 << 40)
+        fill(index, slot, 2000, random.Random(slot))
+    assert index.blocks(0) == index.blocks(1) == 500
+
+
+def test_an_endpoint_remembers_as_much_as_its_engine_can_hold() -> None:
+    index = PrefixIndex(block_tokens=64)
+    index.add(0, 64 * 100)
+    index.add(1)
+    for slot in (0, 1):
+        fill(index, slot, 40_000, random.Random(slot))
+    assert index.blocks(0) == 100
+    assert index.blocks(1) == DEFAULT_CAPACITY_TOKENS // 64
+
+
+def test_changing_the_block_size_keeps_the_capacity_in_tokens() -> None:
+    index = PrefixIndex(block_tokens=64)
+    index.add(0, 64 * 100)
+    index.set_block_tokens(128)
+    fill(index, 0, 1000, random.Random(0))
+    assert index.blocks(0) == 50
+
+
+def test_engines_sizes_are_ignored_without_auto_tune() -> None:
+    index = PrefixIndex(block_tokens=64)
+    index.auto_tune = False
+    index.set_default_capacity(64 * 10)
+    index.learn_block_tokens(256)
+    index.add(0, 1 << 20)
+    fill(index, 0, 100, random.Random(0))
+    assert (index.block_tokens, index.blocks(0)) == (64, 10)
+
+
+def test_learns_an_engines_block_size_but_no_smaller_one_than_llm_d() -> None:
+    index = PrefixIndex(block_tokens=64)
+    index.learn_block_tokens(256)
+    assert index.block_tokens == 256
+    index.learn_block_tokens(16)
+    assert index.block_tokens == 64
+
+
+def test_only_so_much_of_a_prompt_counts() -> None:
+    index = PrefixIndex(block_tokens=64, max_prefix_tokens=128)
+    assert index.match(request("x" * 4 * 64 * 5)).total_blocks == 2
+    index.set_max_prefix_tokens(0)
+    assert index.match(request("x" * 4 * 64 * 5)).total_blocks == 5
+
+
+def test_requests_share_a_prefix_only_with_the_same_model_and_root() -> None:
+    index = PrefixIndex()
+    index.add(0)
+    text = "x" * 2000
+    index.insert(0, index.match(request(text, model="a", root=b"salt")).chains)
+    assert index.match(request(text, model="a", root=b"salt")).ratio(0) == 1.0
+    assert index.match(request(text, model="b", root=b"salt")).ratio(0) == 0.0
+    assert index.match(request(text, model="a", root=b"other")).ratio(0) == 0.0
+
+
+def test_a_partial_last_block_counts() -> None:
+    index = PrefixIndex(block_tokens=64)
+    index.add(0)
+    index.insert(0, index.match(request("x" * 300)).chains)
+    assert index.match(request("x" * 300)).tokens(0) == 75
+    assert index.match(request("x" * 310)).blocks_by_slot == {0: 1}
