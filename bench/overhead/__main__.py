@@ -37,10 +37,14 @@ def main() -> int:
     machine, records = describe_machine(args), []
     with raw.open("w") as out:
         out.write(json.dumps({"machine": machine}) + "\n")
-        for record in measure_all(args):
-            out.write(json.dumps(record) + "\n")
-            out.flush()
-            records.append(record)
+        try:
+            for record in measure_all(args):
+                out.write(json.dumps(record) + "\n")
+                out.flush()
+                records.append(record)
+        except peers.StartError as error:
+            print(f"bench/overhead: {error}", file=sys.stderr)
+            return 1
     print(f"raw runs: {raw}")
     return finish(args, machine, records)
 
@@ -99,16 +103,12 @@ def measure_beside(
     names = [*beside, peer]
     with contextlib.ExitStack() as stack:
         mock = stack.enter_context(peers.mock_fleet(chosen[0].endpoints))
-        try:
-            routers = {
-                name: stack.enter_context(
-                    peers.router(peers.PEERS[name], mock.ports, chosen[0].settings, OUT / "logs")
-                )
-                for name in names
-            }
-        except peers.StartError as error:
-            print(f"bench/overhead: {error}", file=sys.stderr)
-            return
+        routers = {
+            name: stack.enter_context(
+                peers.router(peers.PEERS[name], mock.ports, chosen[0].settings, OUT / "logs")
+            )
+            for name in names
+        }
         time.sleep(0.5)
         for workload in chosen:
             for attempt in range(args.tries):
