@@ -1,0 +1,411 @@
+"""The engine model against a slow one that does every step and every block by itself, as vLLM does."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pointsman.sim.engine import Engine, EngineRequest, Phase, Ran
+from pointsman.sim.profiles import ACCELERATORS, GRANITE, PARAMETERS, EngineParameters
+
+
+def parameters(**changes: object) -> EngineParameters:
+    fields = {
+        "base_s": 8e-3,
+        "sequence_s": 20e-6,
+        "context_token_s": 75e-9,
+        "prefill_tokens_per_s": 10_000.0,
+        "prefill_step_s": 5e-3,
+        "kv_tokens": 4096,
+        "max_sequences": 8,
+        "block_tokens": 4,
+        "step_tokens": 64,
+    }
+    return EngineParameters(**(fields | changes))
+
+
+def blocks_of(family: int, tokens: int, own: int, block: int = 4) -> list[int]:
+    """Chained hashes of a prompt: shared by ``family`` up to three quarters, then its ``own``."""
+    shared = tokens * 3 // 4 // block
+    return [hash((family, i, 0 if i < shared else own, i >= shared)) for i in range(tokens // block)]
+
+
+def run_until_idle(engine: Engine, now_s: float = 0.0, max_steps: int = 1 << 40) -> tuple[float, list[Ran]]:
+    runs = []
+    while True:
+        if engine.idle:
+            engine.start(now_s, max_steps)
+        if math.isinf(engine.due_s):
+            return now_s, runs
+        now_s = engine.due_s
+        runs.append(engine.finish())
+
+
+class Slow:
+    """One step at a time, one block at a time. Every block has a row: [hash or None, holders]."""
+
+    def __init__(self, p: EngineParameters) -> None:
+        self.p = p
+        self.free: list[list] = [[None, 0] for _ in range(p.kv_blocks)]
+        self.known: dict[int, list] = {}
+        self.waiting: list[dict] = []
+        self.running: list[dict] = []
+        self.preemptions = 0
+        self.log: list[tuple] = []
+
+    def take(self) -> list:
+        block = self.free.pop(0)
+        if block[0] is not None:
+            del self.known[block[0]]
+            block[0] = None
+        block[1] = 1
+        return block
+
+    def free_all(self, r: dict) -> None:
+        for block in reversed(r["held"]):
+            block[1] -= 1
+            if not block[1]:
+                self.free.append(block)
+        r["held"] = []
+
+    def remember(self, r: dict, computed: int) -> None:
+        for i in range(min(computed // self.p.block_tokens, len(r["blocks"]))):
+            if r["held"][i][0] is None and r["blocks"][i] not in self.known:
+                r["held"][i][0] = r["blocks"][i]
+                self.known[r["blocks"][i]] = r["held"][i]
+
+    def preempt(self) -> None:
+        r = self.running.pop()
+        self.free_all(r)
+        r["computed"] = 0
+        self.preemptions += 1
+        self.waiting.insert(0, r)
+
+    def step(self) -> float:
+        """Schedule one step and carry it out; its duration, 0 when there is nothing to do."""
+        size, budget, preempted = self.p.block_tokens, self.p.step_tokens, False
+        decoding = [r for r in self.running if r["computed"] >= r["target"]]
+        while True:
+            decoding = [r for r in self.running if r["computed"] >= r["target"]]
+            growing = [r for r in decoding if len(r["held"]) * size < r["computed"] + 1]
+            if len(growing) <= len(self.free):
+                break
+            self.preempt()
+            preempted = True
+        for r in growing:
+            r["held"].append(self.take())
+        budget -= len(decoding)
+        context = sum(r["computed"] + 1 for r in decoding)
+        prefill = 0
+        chunks: list[tuple[dict, int]] = []
+        for r in self.running:
+            if r["computed"] < r["target"]:
+                n = min(budget - prefill, r["target"] - r["computed"])
+                chunks.append((r, n))
+                prefill += n
+                self.remember(r, r["computed"] + n)
+        while self.waiting and not preempted and prefill < budget:
+            if len(self.running) >= self.p.max_sequences:
+                break
+            r = self.waiting[0]
+            target = r["prompt"] + r["out"]
+            hits: list[list] = []
+            for h in r["blocks"][: (target - 1) // size]:
+                if h not in self.known:
+                    break
+                hits.append(self.known[h])
+            need = -(-target // size) - len(hits)
+            if need > len(self.free) - sum(1 for b in hits if not b[1]):
+                break
+            self.waiting.pop(0)
+            self.running.append(r)
+            for b in hits:
+                if not b[1]:
+                    self.free.remove(b)
+                b[1] += 1
+            r["held"] = hits + [self.take() for _ in range(need)]
+            r["target"], r["computed"] = target, len(hits) * size
+            if r["hit"] is None:
+                r["hit"] = r["computed"]
+            n = min(budget - prefill, target - r["computed"])
+            chunks.append((r, n))
+            prefill += n
+            self.remember(r, r["computed"] + n)
+        if not self.running:
+            return 0.0
+        seconds = self.p.base_s + self.p.sequence_s * len(decoding) + self.p.context_token_s * context
+        if prefill:
+            seconds += prefill / self.p.prefill_tokens_per_s + self.p.prefill_step_s
+        for r in decoding:
+            r["computed"] += 1
+            r["out"] += 1
+        for r, n in chunks:
+            r["computed"] += n
+            if r["computed"] == r["target"]:
+                r["out"] += 1
+        return seconds
+
+    def reap(self, now_s: float) -> None:
+        for r in list(self.running):
+            if r["computed"] >= r["target"] and r["out"] == 1 and r["first"] is None:
+                r["first"] = now_s
+            if r["out"] >= r["max"]:
+                r["end"] = now_s
+                self.running.remove(r)
+                self.free_all(r)
+
+
+Job = tuple[float, int, int, int, float]
+"""Arrival, family, prompt tokens, output tokens, seconds until cancelled (infinite: never)."""
+
+
+def by_steps(p: EngineParameters, jobs: Sequence[Job]) -> tuple[Slow, list[dict]]:
+    slow = Slow(p)
+    rows = [
+        {
+            "blocks": blocks_of(family, prompt, i),
+            "prompt": prompt,
+            "max": out,
+            "out": 0,
+            "computed": 0,
+            "target": 0,
+            "held": [],
+            "hit": None,
+            "first": None,
+            "end": None,
+        }
+        for i, (_, family, prompt, out, _) in enumerate(jobs)
+    ]
+    events = sorted((job[0], i) for i, job in enumerate(jobs))
+    now_s = 0.0
+    while True:
+        while events and events[0][0] <= now_s:
+            slow.waiting.append(rows[events.pop(0)[1]])
+        seconds = slow.step()
+        if seconds:
+            now_s += seconds
+            slow.reap(now_s)
+        elif events:
+            now_s = events[0][0]
+        else:
+            return slow, rows
+
+
+def by_runs(p: EngineParameters, jobs: Sequence[Job]) -> tuple[Engine, list[EngineRequest]]:
+    engine = Engine(p)
+    requests = [
+        EngineRequest(blocks_of(family, prompt, i), prompt, out)
+        for i, (_, family, prompt, out, _) in enumerate(jobs)
+    ]
+    events = [(job[0], i, 0) for i, job in enumerate(jobs)]
+    events += [(job[0] + job[4], i, 1) for i, job in enumerate(jobs) if math.isfinite(job[4])]
+    events.sort()
+    now_s = 0.0
+    while True:
+        assert engine.kv.used_blocks <= engine.kv.blocks
+        assert len(engine.running) <= p.max_sequences
+        while events and events[0][0] <= now_s and events[0][0] < engine.due_s:
+            _, i, cancelled = events.pop(0)
+            if cancelled:
+                engine.cancel(requests[i], now_s)
+            else:
+                engine.submit(requests[i], now_s)
+        if engine.idle:
+            engine.start(now_s)
+        next_s = min(engine.due_s, events[0][0] if events else math.inf)
+        if math.isinf(next_s):
+            return engine, requests
+        now_s = next_s
+        if now_s == engine.due_s:
+            engine.finish()
+
+
+jobs = st.lists(
+    st.tuples(
+        st.floats(0, 0.5).map(lambda s: round(s, 4) + 1.234e-6),
+        st.integers(0, 3),
+        st.integers(1, 90),
+        st.integers(1, 40),
+        st.just(math.inf),
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(jobs, st.sampled_from([128, 160, 400, 4096]), st.sampled_from([3, 8]), st.sampled_from([16, 64]))
+def test_runs_in_closed_form_equal_single_steps_on_single_blocks(
+    jobs: list[Job], kv_tokens: int, max_sequences: int, step_tokens: int
+) -> None:
+    p = parameters(kv_tokens=kv_tokens, max_sequences=max_sequences, step_tokens=step_tokens)
+    jobs = [job for job in jobs if job[2] + job[3] <= kv_tokens]
+    slow, rows = by_steps(p, jobs)
+    engine, requests = by_runs(p, jobs)
+    assert [r.cached_tokens for r in requests] == [row["hit"] for row in rows]
+    assert [r.first_token_s for r in requests] == pytest.approx([row["first"] for row in rows], abs=1e-9)
+    assert [r.ended_s for r in requests] == pytest.approx([row["end"] for row in rows], abs=1e-9)
+    assert engine.preemptions == slow.preemptions
+    assert engine.kv.cached_blocks == len(slow.known)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 0.5), st.integers(0, 3), st.integers(1, 90), st.integers(0, 40), st.floats(0, 0.4)
+        ),
+        min_size=1,
+        max_size=14,
+    ),
+    st.sampled_from([160, 4096]),
+)
+def test_every_request_ends_once_and_gives_everything_back(jobs: list[Job], kv_tokens: int) -> None:
+    p = parameters(kv_tokens=kv_tokens)
+    engine, requests = by_runs(p, jobs)
+    assert all(r.phase is Phase.DONE and math.isfinite(r.ended_s) for r in requests)
+    assert all(not engine.cancel(r, 99.0) for r in requests)
+    assert engine.kv.used_blocks == engine.decoding == engine.context_tokens == 0
+    assert not engine.waiting
+    assert not engine.running
+    engine.kv.clear()
+    assert engine.kv.cached_blocks == 0
+    assert engine.kv.available_blocks == engine.kv.blocks
+
+
+@pytest.mark.parametrize("accelerator", ACCELERATORS)
+def test_step_time_is_the_published_formula(accelerator: str) -> None:
+    p = PARAMETERS[accelerator, GRANITE]
+    engine = Engine(p)
+    engine.submit(EngineRequest((), 1000, 3), 0.0)
+    engine.submit(EngineRequest((), 200, 3), 0.0)
+    engine.start(0.0)
+    prefill_s = p.base_s + 1200 / p.prefill_tokens_per_s + p.prefill_step_s
+    assert engine.due_s == pytest.approx(prefill_s, rel=1e-12)
+    engine.finish()
+    engine.start(prefill_s, max_steps=1)
+    assert engine.due_s - prefill_s == pytest.approx(
+        p.base_s + 2 * p.sequence_s + (1001 + 201) * p.context_token_s, rel=1e-12
+    )
+    now_s = engine.due_s
+    engine.finish()
+    engine.start(now_s)
+    assert engine.due_s - now_s == pytest.approx(
+        p.base_s + 2 * p.sequence_s + (1002 + 202) * p.context_token_s, rel=1e-12
+    )
+
+
+def test_decode_runs_add_up_to_their_steps() -> None:
+    p = PARAMETERS["mi325x", GRANITE]
+    each = [p.step_s(7, 5000 + 7 * i) for i in range(300)]
+    assert p.decode_s(300, 7, 5000) == pytest.approx(sum(each), rel=1e-12)
+    for steps in (0, 1, 17, 299):
+        end_s = p.decode_s(steps, 7, 5000)
+        assert p.steps_within(end_s + 1e-9, 7, 5000) == steps
+        assert p.steps_within(end_s - 1e-9, 7, 5000) == max(0, steps - 1)
+
+
+def test_a_prompt_seen_before_hits_all_but_its_last_token() -> None:
+    for tokens, hit in ((3, 0), (4, 0), (5, 4), (16, 12), (17, 16)):
+        engine = Engine(parameters())
+        first, second = (EngineRequest(blocks_of(0, tokens, 0), tokens, 1) for _ in range(2))
+        engine.submit(first, 0.0)
+        now_s, _ = run_until_idle(engine)
+        engine.submit(second, now_s)
+        run_until_idle(engine, now_s)
+        assert (first.cached_tokens, second.cached_tokens) == (0, hit)
+
+
+def test_equal_prompts_of_one_step_share_their_blocks() -> None:
+    engine = Engine(parameters(step_tokens=8192))
+    for _ in range(6):
+        engine.submit(EngineRequest(blocks_of(0, 41, 0), 41, 4), 0.0)
+    engine.start(0.0)
+    assert engine.kv.used_blocks == 10 + 6
+    assert engine.cache_hits_tokens == 5 * 40
+
+
+def test_an_output_can_be_found_again_by_the_next_turn() -> None:
+    engine = Engine(parameters())
+    prompt = blocks_of(0, 18, 0)
+    reply = [101, 102, 103]
+    first = EngineRequest(prompt, 18, 11, continuation=lambda tokens: reply[: tokens // 4 - len(prompt)])
+    engine.submit(first, 0.0)
+    now_s, _ = run_until_idle(engine)
+    second = EngineRequest([*prompt, *reply, 104], 33, 1)
+    engine.submit(second, now_s)
+    run_until_idle(engine, now_s)
+    assert second.cached_tokens == 28  # 18 + 11 tokens, of which the last never was in the KV cache
+
+
+def test_an_arrival_waits_for_the_step_under_way_only() -> None:
+    engine = Engine(parameters())
+    engine.submit(EngineRequest((), 10, 1000), 0.0)
+    engine.start(0.0)
+    engine.finish()
+    engine.start(1.0)
+    far_s = engine.due_s
+    late = EngineRequest((), 10, 1)
+    engine.submit(late, 1.1)
+    assert 1.1 < engine.due_s < 1.1 + 9e-3
+    assert far_s > 8.0
+    now_s = engine.due_s
+    engine.finish()
+    engine.start(now_s)
+    engine.finish()
+    assert late.first_token_s < 1.1 + 2 * 9e-3 + 6e-3
+
+
+def test_a_cancelled_request_frees_its_blocks_at_once() -> None:
+    engine = Engine(parameters())
+    request = EngineRequest((), 400, 100)
+    engine.submit(request, 0.0)
+    engine.start(0.0)
+    assert engine.kv.used_blocks == 100
+    due_s = engine.due_s
+    assert engine.cancel(request, 0.001)
+    assert engine.kv.used_blocks == 0
+    assert engine.due_s == due_s
+    assert not engine.finish().finished
+
+
+def test_the_newest_is_preempted_and_recomputed() -> None:
+    engine = Engine(parameters(kv_tokens=64))
+    old, new = EngineRequest((), 24, 30), EngineRequest((), 24, 30)
+    engine.submit(old, 0.0)
+    engine.submit(new, 0.0)
+    run_until_idle(engine)
+    assert (old.preemptions, new.preemptions) == (0, 1)
+    assert old.ended_s < new.ended_s
+    assert engine.generated_tokens == 60
+
+
+def test_slowdown_stretches_the_steps_that_begin_later() -> None:
+    plain, slowed = Engine(parameters()), Engine(parameters())
+    slowed.slowdown = 3.0
+    ends = []
+    for engine in (plain, slowed):
+        engine.submit(EngineRequest((), 10, 50), 0.0)
+        ends.append(run_until_idle(engine)[0])
+    assert ends[1] == pytest.approx(3 * ends[0])
+
+
+def test_max_steps_only_divides_the_runs() -> None:
+    rng = random.Random(3)
+    prompts = [(rng.randint(1, 80), rng.randint(1, 60)) for _ in range(20)]
+    ends = []
+    for most in (1, 3, 1 << 40):
+        engine = Engine(parameters(kv_tokens=320))
+        requests = [EngineRequest((), p, o) for p, o in prompts]
+        for request in requests:
+            engine.submit(request, 0.0)
+        _, runs = run_until_idle(engine, max_steps=most)
+        assert all(ran.steps <= most for ran in runs)
+        ends.append([r.ended_s for r in requests])
+    assert ends[1] == pytest.approx(ends[0])
+    assert ends[2] == pytest.approx(ends[0])
