@@ -21,7 +21,7 @@ def fill(index: PrefixIndex, slot: int, blocks: int, rng: random.Random) -> None
 
 
 def live_a_full_life(index: PrefixIndex, pairs: int) -> None:
-    """Fill up, churn, share with 19 newcomers, lose half of them, refill: every state its tables can be in."""
+    """Fill up, churn, share with 19 newcomers, lose half of them, refill: every state of its tables."""
     rng = random.Random(pairs)
     index.add(0)
     fill(index, 0, 3 * pairs, rng)

@@ -8,41 +8,41 @@ from pointsman.registry import Plugin, register
 
 
 class Parser(Plugin):
-    """Names a format of ``pointsman.api``."""
+    """Names formats of ``pointsman.api``."""
 
-    format: ClassVar[str]
+    formats: ClassVar[tuple[str, ...]]
 
 
 @register("openai-parser")
 class OpenAIParser(Parser):
     """OpenAI's API: chat/completions, completions, responses, embeddings and their relatives."""
 
-    format: ClassVar[str] = "openai"
+    formats: ClassVar[tuple[str, ...]] = ("openai",)
 
 
 @register("anthropic-parser")
 class AnthropicParser(Parser):
     """Anthropic's API: messages and messages/count_tokens."""
 
-    format: ClassVar[str] = "anthropic"
+    formats: ClassVar[tuple[str, ...]] = ("anthropic",)
 
 
 @register("vllmhttp-parser")
 class VLLMParser(Parser):
-    """vLLM's /inference/v1/generate."""
+    """vLLM's /inference/v1/generate, and what openai-parser reads."""
 
-    format: ClassVar[str] = "vllm"
+    formats: ClassVar[tuple[str, ...]] = ("vllm", "openai")
 
 
 @register("sglanghttp-parser")
 class SGLangParser(Parser):
     """SGLang's /generate."""
 
-    format: ClassVar[str] = "sglang"
+    formats: ClassVar[tuple[str, ...]] = ("sglang",)
 
 
 @register("passthrough-parser")
 class PassthroughParser(Parser):
     """Any path, nothing read from the body. It takes what no other parser does, so it comes last."""
 
-    format: ClassVar[str] = "passthrough"
+    formats: ClassVar[tuple[str, ...]] = ("passthrough",)

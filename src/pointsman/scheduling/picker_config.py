@@ -404,7 +404,7 @@ class _Loader:
             raise self.fail(f"plugins: {unused[0]} is not in requestHandler.parsers and would have no effect")
         if any(isinstance(parser, PassthroughParser) for parser in parsers[:-1]):
             raise self.fail("requestHandler.parsers: passthrough-parser takes every path, so put it last")
-        return tuple(parser.format for parser in parsers) or None
+        return tuple(dict.fromkeys(name for parser in parsers for name in parser.formats)) or None
 
     def _parser(self, ref: str) -> Parser:
         plugin = self._get(ref, "requestHandler.parsers")
