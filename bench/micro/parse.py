@@ -64,8 +64,12 @@ def bodies(rng: random.Random) -> dict[str, tuple[str, bytes]]:
 
 
 def tails(rng: random.Random) -> dict[str, tuple[str, bytes]]:
-    usage = {"prompt_tokens": 12, "total_tokens": 20, "completion_tokens": 8}
-    usage["prompt_tokens_details"] = {"cached_tokens": 4}  # type: ignore[assignment]  (as vLLM sends it)
+    usage = {
+        "prompt_tokens": 12,
+        "total_tokens": 20,
+        "completion_tokens": 8,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    }
     chunk = {"id": "c", "choices": [{"index": 0, "delta": {"content": "word"}}], "usage": None}
     events = [json.dumps(chunk)] * 120 + [json.dumps(chunk | {"choices": [], "usage": usage}), "[DONE]"]
     framed = b"".join(

@@ -55,13 +55,13 @@ _by_suffix: dict[str, Format] = {}
 def register(*formats: Format) -> None:
     """Make formats known; a path belongs to one format only."""
     for added in formats:
-        _formats.append(added)
         for path in added.paths:
             assert path not in _by_path, f"two formats answer to {path}"
             _by_path[path] = added
             if not added.exact:
                 _by_suffix[path] = added
                 _by_path.setdefault("/v1" + path, added)
+        _formats.append(added)
 
 
 def formats() -> tuple[Format, ...]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import binascii
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Literal
 
 import msgspec
@@ -30,6 +31,11 @@ _CLIP_S = 10.0
 _AUDIO_TOKENS_PER_S = 12.5
 _AUDIO_TOKENS = 14
 _AUDIO_BYTES_PER_S = 16000
+
+# Bounds on what a hostile body can make of us; what lies beyond is left as it is.
+_MOST_MEDIA = 128
+_MOST_TOKENS = 1 << 15
+_MOST_OBJECTS = 1 << 16
 
 
 class _Part(msgspec.Struct, gc=False):
@@ -80,6 +86,8 @@ def possible(text: bytes) -> bool:
 
 def condense(text: bytes, headers: Mapping[str, str]) -> tuple[bytes, Media]:
     """The messages in ``text`` (a JSON array) with every payload replaced, and what was, in order."""
+    if len(text) > 1 << 20 and text.count(b"{") > _MOST_OBJECTS:
+        return text, ()
     try:
         parts = _parts(text)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -87,13 +95,14 @@ def condense(text: bytes, headers: Mapping[str, str]) -> tuple[bytes, Media]:
     pieces: list[bytes] = []
     media: list[tuple[str, int]] = []
     cursor = 0
-    for kind, payload in _payloads(parts):
+    for kind, payload in islice(_payloads(parts), _MOST_MEDIA):
         at = _locate(text, payload, cursor)
+        if at < 0:  # out of the order of the document, which no client writes; looking on could take for ever
+            break
         digest, weight = xxh64_hexdigest(payload), estimate(kind, payload, headers)
         media.append((digest, weight))
-        if at >= 0:
-            pieces += text[cursor:at], _filler(digest, weight)
-            cursor = at + len(payload)
+        pieces += text[cursor:at], _filler(digest, weight)
+        cursor = at + len(payload)
     return (b"".join([*pieces, text[cursor:]]) if cursor else text), tuple(media)
 
 
@@ -154,16 +163,17 @@ def listed(kind: Kind, raw: Raw, headers: Mapping[str, str]) -> Media:
         return ((xxh64_hexdigest(text[1:-1]), estimate(kind, text[1:-1], headers)),)
     if text[:1] != b"[":
         return ()
-    return tuple(found for element in _elements(raw) for found in listed(kind, element, headers))
+    found = (one for element in _elements(raw) for one in listed(kind, element, headers))
+    return tuple(islice(found, _MOST_MEDIA))
 
 
 def _locate(text: bytes, payload: bytes, start: int) -> int:
-    """Where ``payload`` lies: its first bytes are searched, since a long needle is slow to prepare."""
-    needle = payload[:64]
-    at = text.find(needle, start)
-    while at >= 0 and text[at : at + len(payload)] != payload:
-        at = text.find(needle, at + 1)
-    return at
+    """Where ``payload`` lies, or -1. Its first bytes are searched: a long needle is slow to prepare."""
+    needle = b'"' + payload[:63]
+    at = text.find(needle, start) + 1
+    while at and not text.startswith(payload, at):
+        at = text.find(needle, at) + 1
+    return at or -1
 
 
 def _filler(digest: str, weight: int) -> bytes:
@@ -173,15 +183,30 @@ def _filler(digest: str, weight: int) -> bytes:
 
 def estimate(kind: Kind, payload: bytes, headers: Mapping[str, str]) -> int:
     """Tokens a payload stands for: an image by its pixels, video and audio by their seconds. At least 1."""
-    if kind == "image":
-        width, height = _pixels(payload) or _RESOLUTION
-        return max(1, width * height // _PIXELS_PER_TOKEN)
-    if kind == "video":
-        width, height = _resolution(headers.get("x-llm-d-video-resolution", "")) or _RESOLUTION
-        seconds = _seconds(headers.get("x-llm-d-video-duration-seconds", ""))
-        return max(1, int(seconds * _VIDEO_FPS) * max(1, width * height // _PIXELS_PER_TOKEN))
+    return min(max(1, _ESTIMATES[kind](payload, headers)), _MOST_TOKENS)
+
+
+def _image_tokens(payload: bytes, headers: Mapping[str, str]) -> int:
+    width, height = _pixels(payload) or _RESOLUTION
+    return width * height // _PIXELS_PER_TOKEN
+
+
+def _video_tokens(payload: bytes, headers: Mapping[str, str]) -> int:
+    width, height = _resolution(headers.get("x-llm-d-video-resolution", "")) or _RESOLUTION
+    seconds = _seconds(headers.get("x-llm-d-video-duration-seconds", ""))
+    return int(seconds * _VIDEO_FPS) * max(1, width * height // _PIXELS_PER_TOKEN)
+
+
+def _audio_tokens(payload: bytes, headers: Mapping[str, str]) -> int:
     inline = 0 if payload.startswith((b"http:", b"https:", b"file:")) else len(payload) * 3 // 4
     return _AUDIO_TOKENS + int(_AUDIO_TOKENS_PER_S * (inline / _AUDIO_BYTES_PER_S or _CLIP_S))
+
+
+_ESTIMATES: dict[Kind, Callable[[bytes, Mapping[str, str]], int]] = {
+    "image": _image_tokens,
+    "video": _video_tokens,
+    "audio": _audio_tokens,
+}
 
 
 _MOST = 1 << 14

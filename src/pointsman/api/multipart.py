@@ -15,7 +15,7 @@ from pointsman.types import InferenceRequest
 _BOUNDARY = re.compile(
     r'multipart/form-data\s*;(?:.*;)?\s*boundary=(?:"([^"]{1,200})"|([^\s;"]{1,200}))', re.I
 )
-_NAME = re.compile(rb'content-disposition:[^\r\n]*?[;\s]name="?([^";\r\n]*)"?', re.I)
+_NAME = re.compile(rb'[;\s]name="?([^";\r\n]*)"?', re.I)
 _WANTED = (b"model", b"stream")
 _LONGEST = 1024
 """Bytes of a field's value; a model's name is shorter."""
@@ -55,11 +55,19 @@ def form_fields(body: bytes, boundary: bytes) -> dict[bytes, bytes]:
         if value < 0 or body.startswith(b"--", head):
             break
         start = body.find(b"\r\n" + delimiter, value + 2)
-        name = _NAME.search(body, head, value)
-        if name and name[1] in _WANTED:
-            fields[name[1]] = body[value + 4 : start if start >= 0 else len(body)][:_LONGEST]
+        name = _name(body[head:value])
+        if name in _WANTED:
+            fields[name] = body[value + 4 : start if start >= 0 else len(body)][:_LONGEST]
         start += 2 if start >= 0 else 0
     return fields
+
+
+def _name(head: bytes) -> bytes:
+    """The field's name out of the headers of its part."""
+    for line in head.split(b"\r\n"):
+        if line[:20].lower() == b"content-disposition:" and (found := _NAME.search(line)):
+            return found[1]
+    return b""
 
 
 register(

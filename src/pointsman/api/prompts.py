@@ -29,6 +29,10 @@ def prompt(data: bytes | memoryview) -> Prompt:
     return Prompt(data, (len(data) + BYTES_PER_TOKEN - 1) // BYTES_PER_TOKEN)
 
 
+_MOST = 2048
+"""Prompts of a batch that are looked at: OpenAI takes no more inputs for embeddings in a call."""
+
+
 def prompts(raw: Raw) -> tuple[Prompt, ...]:
     """One prompt (string, list of token ids) or a batch of them (list of strings, list of lists of ids)."""
     one = _one(raw)
@@ -36,7 +40,7 @@ def prompts(raw: Raw) -> tuple[Prompt, ...]:
         return (one,)
     if raw is ABSENT or memoryview(raw)[0] != _OPEN:
         return ()
-    return tuple(one for element in _elements(raw) if (one := _one(element)) is not None)
+    return tuple(one for element in _elements(raw)[:_MOST] if (one := _one(element)) is not None)
 
 
 def _one(raw: Raw) -> Prompt | None:

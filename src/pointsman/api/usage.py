@@ -73,7 +73,7 @@ def anthropic_usage(tail: bytes) -> Usage:
 
 
 _INTEGERS = {
-    key: re.compile(rb'"%s"\s*:\s*(\d{1,15})' % key.encode())
+    key: re.compile(rb'"%s"\s*:\s*(\d{1,15})(?![\d.eE])' % key.encode())
     for key in ("prompt_tokens", "completion_tokens", "cached_tokens")
 }
 
@@ -94,7 +94,7 @@ def _windows(tail: bytes) -> Iterator[bytes]:
     """
     near = _unframed(tail[-_NEAR:])
     yield near
-    if len(tail) > _NEAR and (_KEY in near or b"\ndata:" not in near):
+    if len(tail) > _NEAR and (_KEY in near or near.count(b"\ndata:") < 2):  # the last event, and [DONE]
         yield _unframed(tail)
 
 
