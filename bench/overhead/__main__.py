@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,23 +113,23 @@ def measure_beside(
         time.sleep(0.5)
         for workload in chosen:
             for attempt in range(args.tries):
+                round_ = f"{workload.name}/{peer}/{pair}/{attempt}"
                 runs = []
                 for name in names if pair % 2 == 0 else reversed(names):
                     measure.await_quiet(args.quiet_wait, args.foreign_limit)
-                    runs.append(
-                        measure.run(
-                            workload,
-                            peers.PEERS[name],
-                            routers[name],
-                            mock,
-                            args.duration,
-                            args.foreign_limit,
-                        )
+                    run = measure.run(
+                        workload,
+                        peers.PEERS[name],
+                        routers[name],
+                        mock,
+                        zlib.crc32(round_.encode()),
+                        args.duration,
+                        args.foreign_limit,
                     )
-                    print(line(workload, runs[-1]), flush=True)
+                    print(line(workload, run), flush=True)
+                    runs.append(run)
                 for run in runs:
-                    where = {"pair": pair, "round": f"{workload.name}/{peer}/{pair}/{attempt}"}
-                    yield where | dataclasses.asdict(run)
+                    yield {"pair": pair, "round": round_} | dataclasses.asdict(run)
                 if not any(run.dropped for run in runs):
                     break
 

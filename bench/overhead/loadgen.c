@@ -5,6 +5,7 @@
  *     connections=N        each sends its next request when the last one is answered
  *     groups=N prefix=B own=B   a prompt is the prefix of one of N groups (B bytes) and B bytes of its own
  *     max_tokens=N stream=0|1 pace_us=N   as in mock.c
+ *     seed=N               of the prompts: equal seeds make equal requests, in the same order
  *     think_us=N           pause between an answer and the next request
  *     stagger_us=N         connection i starts i*N after the first
  *     warmup_s=F duration_s=F
@@ -53,7 +54,7 @@ typedef struct {
 
 static struct {
   int ports[MAX_PORTS], port_count;
-  long connections, groups, prefix, own, max_tokens, stream, pace_us, think_us, stagger_us;
+  long connections, groups, prefix, own, max_tokens, stream, pace_us, think_us, stagger_us, seed;
   double warmup_s, duration_s;
 } options = {.connections = 1, .groups = 1, .max_tokens = 16, .warmup_s = 0.5, .duration_s = 2};
 
@@ -77,7 +78,7 @@ static char read_buffer[262144];
 
 /* ---- requests ---- */
 
-static uint64_t random_state = 88172645463325252ULL; /* the same prompts in every run */
+static uint64_t random_state = 88172645463325252ULL;
 
 static uint64_t next_random(void) {
   random_state ^= random_state << 13;
@@ -110,6 +111,7 @@ static const char *own_text(void) {
 }
 
 static void prepare_prompts(void) {
+  random_state ^= options.seed * 0x9E3779B97F4A7C15ULL;
   pool = malloc(POOL_BYTES + 64);
   write_words(pool, POOL_BYTES + 64);
   pool++; /* own_text looks one back */
@@ -437,6 +439,7 @@ static void parse_options(int argc, char **argv) {
       {"connections", &options.connections}, {"groups", &options.groups},         {"prefix", &options.prefix},
       {"own", &options.own},                 {"max_tokens", &options.max_tokens}, {"stream", &options.stream},
       {"pace_us", &options.pace_us},         {"think_us", &options.think_us},     {"stagger_us", &options.stagger_us},
+      {"seed", &options.seed},
   };
   for (int i = 1; i < argc; i++) {
     char *value = strchr(argv[i], '=');

@@ -163,12 +163,16 @@ def run(
     peer: Peer,
     router: Running,
     mock: Running,
+    seed: int,
     duration_s: float | None,
     foreign_limit: float,
 ) -> Run:
-    """Measure one window. It is dropped for foreign load only; faults void it whatever the figures say."""
+    """Measure one window. It is dropped for foreign load only; faults void it whatever the figures say.
+
+    A seed is used once for each router: prompts it has seen before would match whole.
+    """
     before = counters(mock)
-    command = [str(setup.LOADGEN), *workload.loadgen_arguments(router.ports, duration_s)]
+    command = [str(setup.LOADGEN), *workload.loadgen_arguments(router.ports, seed, duration_s)]
     with subprocess.Popen(
         ["taskset", "-c", CLIENT_CORE, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as loadgen:

@@ -26,27 +26,30 @@ class Upstream(asyncio.Protocol):
 
 
 class Client(asyncio.Protocol):
-    """A client's connection, paused until the endpoint is connected."""
+    """A client's connection; what it sends before the endpoint is connected waits."""
 
     def __init__(self, ports: Iterator[int]) -> None:
         self.ports = ports
+        self.early: list[bytes] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.transport = transport
-        transport.pause_reading()
         self.upstream: asyncio.Transport | None = None
         self.connecting = asyncio.ensure_future(self.connect())
 
     async def connect(self) -> None:
         loop = asyncio.get_running_loop()
-        connection = await loop.create_connection(
+        upstream, _ = await loop.create_connection(
             lambda: Upstream(self.transport), "127.0.0.1", next(self.ports)
         )
-        self.upstream = connection[0]
-        self.transport.resume_reading()
+        self.upstream = upstream
+        upstream.writelines(self.early)
 
     def data_received(self, data: bytes) -> None:
-        self.upstream.write(data)
+        if self.upstream:
+            self.upstream.write(data)
+        else:
+            self.early.append(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.upstream:

@@ -31,9 +31,11 @@ class Workload:
         """The router's core, or the client's, is the limit; otherwise a clock is."""
         return not self.pace_us and not self.think_us
 
-    def loadgen_arguments(self, ports: list[int], duration_s: float | None) -> list[str]:
+    def loadgen_arguments(self, ports: list[int], seed: int, duration_s: float | None) -> list[str]:
+        """Equal seeds send equal prompts; another seed shares no prefix with them."""
         values = {
             "ports": ",".join(map(str, ports)),
+            "seed": seed,
             "connections": self.connections,
             "groups": self.groups,
             "prefix": self.prefix,

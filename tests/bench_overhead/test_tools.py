@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 
@@ -46,7 +47,7 @@ def short(name, **changes):
 @needs_gcc
 @pytest.mark.parametrize("name", ["W1", "W2", "W3", "W5"])
 def test_every_answer_is_whole_and_accounted_for(mock, name):
-    run = measure.run(short(name), peers.PEERS["direct"], direct(mock), mock, None, foreign_limit=8.0)
+    run = measure.run(short(name), peers.PEERS["direct"], direct(mock), mock, 1, None, foreign_limit=8.0)
 
     assert run.faults == []
     assert run.client["answered"] == run.client["issued"] > 4
@@ -62,14 +63,36 @@ def test_every_answer_is_whole_and_accounted_for(mock, name):
 def test_paced_stream_comes_at_its_pace(mock):
     workload = short("W4", pace_us=10_000, max_tokens=20, warmup_s=0.3, duration_s=0.6)
 
-    run = measure.run(workload, peers.PEERS["direct"], direct(mock), mock, None, foreign_limit=8.0)
+    run = measure.run(workload, peers.PEERS["direct"], direct(mock), mock, 1, None, foreign_limit=8.0)
 
     assert 300 < run.units_per_s <= workload.expected_chunks_per_s() * 1.1
 
 
 @needs_gcc
+def test_equal_seeds_send_equal_prompts(tools):
+    """What reaches a server of our own, which hangs up after the first request."""
+
+    def first_request(seed):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            arguments = short("W1").loadgen_arguments([server.getsockname()[1]], seed, None)
+            one = [a for a in arguments if not a.startswith("connections")]
+            with subprocess.Popen(
+                [setup.LOADGEN, *one], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            ) as loadgen:
+                with server.accept()[0] as connection, connection.makefile("rb") as stream:
+                    while (line := stream.readline()) != b"\r\n":
+                        if line.startswith(b"Content-Length"):
+                            size = int(line.split()[1])
+                    body = stream.read(size)
+                loadgen.kill()
+        return json.loads(body)["messages"][1]["content"]
+
+    assert first_request(1) == first_request(1) != first_request(2)
+
+
+@needs_gcc
 def test_run_with_foreign_load_is_dropped_whatever_it_shows(mock):
-    run = measure.run(short("W1"), peers.PEERS["direct"], direct(mock), mock, None, foreign_limit=-1.0)
+    run = measure.run(short("W1"), peers.PEERS["direct"], direct(mock), mock, 1, None, foreign_limit=-1.0)
 
     assert run.dropped.startswith("foreign load")
     assert run.faults == []
