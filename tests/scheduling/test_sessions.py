@@ -84,6 +84,18 @@ def test_the_tokens_header_can_be_named() -> None:
     assert router.kept(x_sticky=token) == ["e2"]
 
 
+def test_two_plugins_set_the_header_once() -> None:
+    router = Router(FILTER, {})
+    asked = router.ask()
+    decision = Decision(
+        request_id="r", model="m", at_s=0, profile="default", candidates=router.pool, chosen=router.pool[0]
+    )
+    for name in (FILTER, SCORER):
+        plugin: Any = build(name, {}, "test")
+        plugin.on_dispatch(asked, decision)
+    assert len(decision.response_headers) == 1
+
+
 def test_the_scorer_prefers_the_bound_endpoint() -> None:
     router = Router(SCORER, {})
     ((_, token),) = router.send(2)

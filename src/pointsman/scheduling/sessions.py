@@ -173,7 +173,9 @@ class SessionAffinity(Plugin):
         if self.profile_name and decision.profile != self.profile_name:
             return
         if not self._sources:
-            decision.response_headers += ((self._header, token(decision.chosen)),)
+            header = (self._header, token(decision.chosen))
+            if header not in decision.response_headers:
+                decision.response_headers += (header,)
             return
         session = session_id(self._sources, cycle)
         if session:

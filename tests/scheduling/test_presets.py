@@ -1,0 +1,154 @@
+"""The named policies: what each does to a stream of requests."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from pointsman.errors import SettingsError
+from pointsman.scheduling.presets import DEFAULT, PRESETS, build_scheduler, load_policy
+from pointsman.scheduling.scheduler import Scheduler
+from pointsman.testing import fleet, request, services
+from pointsman.types import Decision, Endpoint, LoadToken
+
+
+def scheduler(preset: str, pool: Sequence[Endpoint], *, seed: int = 0, **options: Any) -> Scheduler:
+    given = services(seed=seed, clock=lambda: 100.0)
+    for endpoint in pool:
+        given.prefix.add(endpoint.slot)
+    return build_scheduler(load_policy(preset, **options), given)
+
+
+def send(made: Scheduler, pool: Sequence[Endpoint], text: str = "", **fields: Any) -> Decision:
+    """Schedule, and count the request as in flight from then on."""
+    decision = made.schedule(request(text, **fields), pool)
+    LoadToken(decision.chosen.load, decision.prompt_tokens - decision.matched_tokens)
+    return decision
+
+
+def prompts(n: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    return [rng.randbytes(1000).hex() for _ in range(n)]
+
+
+def shares(decisions: Sequence[Decision]) -> list[int]:
+    counts = Counter(d.chosen.name for d in decisions)
+    return [counts[name] for name in sorted(counts)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_one_seed_gives_one_decision_log(preset: str) -> None:
+    def run(seed: int) -> list[Any]:
+        pool = fleet(7, weight=[1.0, 2.0, 1.0, 1.0, 3.0, 1.0, 1.0])
+        made = scheduler(preset, pool, seed=seed)
+        texts = prompts(20) * 3
+        return [(d.chosen.name, d.scores, d.matched_tokens) for d in (send(made, pool, t) for t in texts)]
+
+    assert run(1) == run(1)
+
+
+@pytest.mark.parametrize(
+    "preset", ["llm-d-affinity", "llm-d-blend", "random", "least-request", "power-of-two"]
+)
+def test_another_seed_gives_another(preset: str) -> None:
+    def run(seed: int) -> list[str]:
+        pool = fleet(7)
+        made = scheduler(preset, pool, seed=seed)
+        return [send(made, pool, text).chosen.name for text in prompts(40)]
+
+    assert run(1) != run(2)
+
+
+@pytest.mark.parametrize("preset", ["llm-d-affinity", "llm-d-blend", "least-request", "power-of-two"])
+def test_cold_prompts_spread_over_a_cold_pool(preset: str) -> None:
+    pool = fleet(10)
+    made = scheduler(preset, pool)
+    got = shares([send(made, pool, text) for text in prompts(200)])
+    assert len(got) == 10
+    assert max(got) <= 2.5 * 200 / 10
+
+
+def test_affinity_levels_uncached_tokens() -> None:
+    pool = fleet(10)
+    made = scheduler("llm-d-affinity", pool)
+    assert shares([send(made, pool, text) for text in prompts(200)]) == [20] * 10
+
+
+@pytest.mark.parametrize("preset", ["llm-d-affinity", "llm-d-blend", "consistent-hash"])
+def test_a_prompt_returns_to_where_it_was(preset: str) -> None:
+    pool = fleet(10)
+    made, texts = scheduler(preset, pool), prompts(30)
+    first = [send(made, pool, text).chosen.name for text in texts]
+    again = [send(made, pool, text) for text in texts]
+    assert [d.chosen.name for d in again] == first
+    assert all(d.matched_tokens == d.prompt_tokens for d in again)
+
+
+def test_affinity_leaves_an_overloaded_home() -> None:
+    pool = fleet(3)
+    made, (text,) = scheduler("llm-d-affinity", pool), prompts(1)
+    home = send(made, pool, text).chosen
+    home.load.tokens += 300_000
+    assert send(made, pool, text).chosen is not home
+
+
+@pytest.mark.parametrize(("preset", "slack"), [("round-robin", 0), ("random", 60)])
+def test_weighted_shares(preset: str, slack: int) -> None:
+    pool = fleet(weight=[1.0, 1.0, 2.0])
+    made = scheduler(preset, pool)
+    got = shares([send(made, pool) for _ in range(1000)])
+    assert [abs(n - want) <= slack for n, want in zip(got, (250, 250, 500), strict=True)] == [True] * 3
+
+
+def test_least_request_fills_up_by_weight() -> None:
+    pool = fleet(weight=[1.0, 1.0, 2.0])
+    made = scheduler("least-request", pool)
+    for _ in range(400):
+        send(made, pool)
+    assert [e.load.requests for e in pool] == [100, 100, 200]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_sessions_stay_together_under_every_preset(preset: str) -> None:
+    pool = fleet(6)
+    made = scheduler(preset, pool, session_headers=["X-User"], session_cookies=["sid"])
+    for session in ({"x-user": "u1"}, {"cookie": "a=b; sid=9"}):
+        decisions = [send(made, pool, text, headers=session) for text in prompts(12, seed=len(session))]
+        assert len({d.chosen.name for d in decisions}) == 1
+    assert len({send(made, pool, text).chosen.name for text in prompts(60, seed=5)}) > 1
+
+
+def test_consistent_hash_finds_a_session_again_after_a_restart() -> None:
+    pool, options = fleet(30), {"session_headers": ["x-user"]}
+    before = scheduler("consistent-hash", pool, **options)
+    after = scheduler("consistent-hash", pool, seed=9, **options)
+    for user in range(10):
+        one, other = (
+            send(made, pool, text, headers={"x-user": str(user)})
+            for made, text in zip((before, after), prompts(2, seed=user), strict=True)
+        )
+        assert one.chosen is other.chosen
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_stale_or_missing_metrics_never_reject(preset: str) -> None:
+    pool = fleet(requests=[3, 3], at_s=[0.0, 1.0])
+    assert scheduler(preset, pool).schedule(request(priority=-1), pool)
+
+
+def test_the_default_preset_exists() -> None:
+    assert DEFAULT in PRESETS
+
+
+def test_an_unknown_preset_comes_with_the_closest_known_one() -> None:
+    with pytest.raises(SettingsError, match=r"unknown preset 'round-robbin'; did you mean round-robin\?"):
+        load_policy("round-robbin")
+
+
+def test_a_picker_configuration_has_session_affinity_of_its_own() -> None:
+    with pytest.raises(SettingsError, match="session_headers"):
+        load_policy(picker_config="", session_headers=["x-user"])
