@@ -12,6 +12,8 @@ from pointsman.bench.histogram import Percentiles, percentiles
 from pointsman.bench.stream import Gaps
 
 _DETAIL_CHARS = 200
+_LEAST_WINDOW = 0.02
+"""Of the whole stage: a burst that is sent at once has no time under load worth the name."""
 
 
 class Slo(msgspec.Struct, frozen=True):
@@ -74,13 +76,13 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def tpot_s(record: Record) -> float | None:
-    """Mean seconds per output token after the first. Where an engine puts several tokens into an event, the
-    first event is taken to hold as many as the others.
+    """Mean seconds per output token after the first. Engines that put several tokens into an event send the
+    first token alone.
     """
     tokens = record.usage.output_tokens or record.events
     if record.events < 2 or tokens < 2:
         return None
-    return (record.last_s - record.first_s) / (tokens * (record.events - 1) / record.events)
+    return (record.last_s - record.first_s) / (tokens - 1)
 
 
 def steady_tok_s(records: Sequence[Record]) -> float | None:
@@ -90,7 +92,8 @@ def steady_tok_s(records: Sequence[Record]) -> float | None:
     """
     first_sent, last_sent = min(r.sent_s for r in records), max(r.sent_s for r in records)
     start, end = first_sent + (last_sent - first_sent) / 4, last_sent
-    if end <= start:
+    stage_s = max(r.end_s for r in records) - first_sent
+    if end - start <= max(0.0, _LEAST_WINDOW * stage_s):
         return None
     tokens = 0.0
     for r in records:
