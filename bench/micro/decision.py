@@ -1,7 +1,8 @@
 """Time of one warm scheduling decision: hash, match, filter, score, pick, record, index. No request parsing.
 
 ``python bench/micro/decision.py`` prints, per preset and pool size, median and 99th percentile of
-``Scheduler.schedule`` for a 32 KB prompt. Warm: one endpoint holds the prompt. Cold: every prompt is new.
+``Scheduler.schedule`` for a 32 KB prompt. Warm: one endpoint holds the prompt. Shared: and all hold half of
+it. Cold: every prompt is new.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def request(i: int, text: bytes) -> InferenceRequest:
     )
 
 
-def measure(preset: str, n: int, rounds: int, *, warm: bool) -> list[float]:
+def measure(preset: str, n: int, rounds: int, prompts: str) -> list[float]:
     """Microseconds of each of ``rounds`` decisions, sorted."""
     rng = random.Random(1)
     services = Services(PrefixIndex(), time.monotonic, rng)
@@ -60,8 +61,14 @@ def measure(preset: str, n: int, rounds: int, *, warm: bool) -> list[float]:
     endpoints = pool(n, rng)
     for endpoint in endpoints:
         services.prefix.add(endpoint.slot)
-    texts = [rng.randbytes(PROMPT_BYTES) for _ in range(8 if warm else rounds + 100)]
-    requests = [request(i, texts[i % len(texts)]) for i in range(rounds + 100)]
+    half = rng.randbytes(PROMPT_BYTES // 2) if prompts == "shared" else b""
+    distinct = rounds + 100 if prompts == "cold" else 8
+    texts = [half + rng.randbytes(PROMPT_BYTES - len(half)) for _ in range(distinct)]
+    requests = [request(i, texts[i % distinct]) for i in range(rounds + 100)]
+    if half:
+        chains = services.prefix.match(request(0, half)).chains
+        for endpoint in endpoints:
+            services.prefix.insert(endpoint.slot, chains)
     took = []
     for one in requests:
         begin = time.perf_counter_ns()
@@ -78,10 +85,10 @@ def main() -> None:
     print(f"{'preset':<16}{'endpoints':>10}{'prompt':>8}{'median':>9}{'p99':>9}")
     for preset in PRESETS:
         for n in POOLS:
-            for warm in (True, False):
-                took = measure(preset, n, rounds, warm=warm)
+            for prompts in ("warm", "shared", "cold"):
+                took = measure(preset, n, rounds, prompts)
                 median, p99 = took[len(took) // 2], took[len(took) * 99 // 100]
-                print(f"{preset:<16}{n:>10}{'warm' if warm else 'cold':>8}{median:>9.1f}{p99:>9.1f}")
+                print(f"{preset:<16}{n:>10}{prompts:>8}{median:>9.1f}{p99:>9.1f}")
 
 
 if __name__ == "__main__":

@@ -132,3 +132,11 @@ def test_a_partial_last_block_counts() -> None:
     index.insert(0, index.match(request("x" * 300)).chains)
     assert index.match(request("x" * 300)).tokens(0) == 75
     assert index.match(request("x" * 310)).blocks_by_slot == {0: 1}
+
+
+def test_finds_any_number_of_holders_at_any_depth() -> None:
+    index, text = PrefixIndex(block_tokens=64), "x" * 256 * 4
+    for slot in range(0, 300, 3):
+        index.add(slot)
+        index.insert(slot, index.match(request(text[: 256 * (slot % 4 + 1)])).chains)
+    assert index.match(request(text)).blocks_by_slot == {slot: slot % 4 + 1 for slot in range(0, 300, 3)}

@@ -13,7 +13,8 @@ from pointsman.testing import request
 from pointsman.types import InferenceRequest, Prompt
 
 BLOCK = 64
-SLOTS = st.sampled_from((0, 1, 2, 3, 40))
+NAMES = (0, 1, 2, 3, 4, 5, 6, 40)
+SLOTS = st.sampled_from(NAMES)
 TEXTS = st.text("ab", min_size=1, max_size=7)
 """A letter stands for one block, so that prompts often share prefixes."""
 
@@ -88,6 +89,11 @@ class Index(RuleBasedStateMachine):
         if slot in self.model.held:
             self.model.held[slot] = []
 
+    @rule(text=TEXTS)
+    def insert_everywhere(self, text: str) -> None:
+        for slot in list(self.model.held):
+            self.insert(slot, [text])
+
     @rule(slot=SLOTS, texts=st.lists(TEXTS, min_size=1, max_size=3))
     def insert(self, slot: int, texts: list[str]) -> None:
         self.index.insert(slot, self.index.match(ask(texts)).chains)
@@ -113,7 +119,7 @@ class Index(RuleBasedStateMachine):
 
     @invariant()
     def holds_as_many_blocks_as_the_model(self) -> None:
-        for slot in (0, 1, 2, 3, 40):
+        for slot in NAMES:
             assert self.index.blocks(slot) == len(self.model.held.get(slot, ()))
         assert self.index.used_bytes == self.index.pair_bytes * sum(map(len, self.model.held.values()))
 

@@ -11,7 +11,8 @@ count: every (block, endpoint) pair costs at most ``pair_bytes``, and each endpo
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import compress, count
 from sys import getsizeof
 from typing import Any
 
@@ -191,11 +192,8 @@ class PrefixIndex:
                     high = middle - 1
             deepest = get(chain[low - 1], 0) & rest
             rest &= ~deepest
-            while deepest:
-                bit = deepest & -deepest
-                slot = bit.bit_length() - 1
+            for slot in _slots(deepest):
                 found[slot] = found.get(slot, 0) + low
-                deepest ^= bit
             high = low - 1
 
     def insert(self, slot: int, chains: Sequence[Sequence[int]]) -> None:
@@ -224,3 +222,19 @@ def _rebuild(table: dict[int, Any], sparse_bytes: int) -> None:
         keys, values = list(table), list(table.values())
         table.clear()
         table.update(zip(keys, values, strict=True))
+
+
+_BITS = bytes.maketrans(b"01", bytes((0, 1)))
+
+
+def _slots(holders: int) -> Iterable[int]:
+    """The slots whose bits are set."""
+    if holders.bit_count() <= 4:
+        slots = []
+        while holders:
+            bit = holders & -holders
+            slots.append(bit.bit_length() - 1)
+            holders ^= bit
+        return slots
+    # Arithmetic on an int as long as the pool costs more for each bit than its digits do, all at once.
+    return compress(count(), bin(holders)[:1:-1].encode().translate(_BITS))

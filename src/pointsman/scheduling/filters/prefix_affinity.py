@@ -53,8 +53,9 @@ class PrefixCacheAffinity(Plugin):
             return endpoints
         if self.exploration_probability and cycle.services.rng.random() < self.exploration_probability:
             return endpoints
-        total = match.total_blocks
-        warm = {slot for slot, blocks in match.blocks_by_slot.items() if blocks / total >= threshold}
+        total, held = match.total_blocks, match.blocks_by_slot
+        enough = {blocks for blocks in set(held.values()) if blocks / total >= threshold}
+        warm = {slot for slot, blocks in held.items() if blocks in enough} if enough else set()
         kept = [e for e in endpoints if e.slot in warm] if warm else ()
         if not kept or self._waits_too_long(kept, endpoints, warm):
             return endpoints

@@ -30,10 +30,12 @@ class PrefixCache(Plugin):
         match = cycle.get(prefix_match)
         if not match.blocks_by_slot:
             return [0.0] * len(cycle.endpoints)
-        weight, scale = self.match_length_weight, self.match_length_scale_tokens
-        value = {
-            slot: weight * min(1.0, match.tokens(slot) / scale) ** 2 + (1.0 - weight) * match.ratio(slot)
-            for slot in match.blocks_by_slot
-        }
-        get = value.get
-        return [get(e.slot, 0.0) for e in cycle.endpoints]
+        blocks, total, prompt = match.blocks_by_slot, match.total_blocks, match.prompt_tokens
+        # Endpoints hold few different lengths, however many they are.
+        value = {n: self._value(n / total, prompt * n // total) for n in {0, *blocks.values()}}
+        get = blocks.get
+        return [value[get(e.slot, 0)] for e in cycle.endpoints]
+
+    def _value(self, share: float, tokens: int) -> float:
+        weight = self.match_length_weight
+        return weight * min(1.0, tokens / self.match_length_scale_tokens) ** 2 + (1.0 - weight) * share

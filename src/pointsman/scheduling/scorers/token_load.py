@@ -32,8 +32,8 @@ class TokenLoad(Plugin):
         match = cycle.get(prefix_match)
         own = cycle.request.prompt_tokens
         if match.blocks_by_slot:
-            cached = {slot: match.tokens(slot) for slot in match.blocks_by_slot}.get
-            tokens = [e.load.tokens + own - cached(e.slot, 0) for e in endpoints]
+            blocks, total = match.blocks_by_slot.get, match.total_blocks
+            tokens = [e.load.tokens + own - own * blocks(e.slot, 0) // total for e in endpoints]
         else:
             tokens = [e.load.tokens + own for e in endpoints]
         return [1.0 - t / limit if t < limit else 0.0 for t in tokens]
