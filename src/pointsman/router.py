@@ -7,13 +7,13 @@ Whoever calls ``open`` calls ``close`` exactly once with what became of the requ
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from pointsman import api
 from pointsman.endpoints.pool import Pool
-from pointsman.errors import BadRequest, NoEndpoints
+from pointsman.errors import BadRequest, ModelNotFound, NoEndpoints, PreconditionFailed, Saturated
 from pointsman.scheduling.scheduler import Scheduler
-from pointsman.types import Decision, InferenceRequest, LoadToken, Outcome
+from pointsman.types import Decision, InferenceRequest, Load, Outcome
 
 Observer = Callable[[InferenceRequest, Decision | None, Outcome], None]
 """Told of every request's end, also of those refused before a decision."""
@@ -23,36 +23,47 @@ MAX_STATES = 100_000
 
 
 class Flight:
-    """A request on its way: what was decided, and its share of the endpoint's load."""
+    """A request on its way: what was decided, and its share of the endpoint's load.
 
-    __slots__ = ("_token", "decision", "guess", "request", "tried")
+    The share is given back once, whoever calls ``release`` first, so the load can neither leak nor go
+    negative.
+    """
 
-    def __init__(self, request: InferenceRequest) -> None:
+    __slots__ = ("_load", "_tokens", "decision", "guess", "request", "tried")
+
+    def __init__(self, request: InferenceRequest, decision: Decision) -> None:
         self.request = request
-        self.decision: Decision | None = None
         self.tried: list[str] = []
         """Endpoints this request has been sent to; it is never sent to one of them again."""
         self.guess = False
         """It needs earlier state and we do not know who holds it: a 404 means ask the next one."""
-        self._token: LoadToken | None = None
+        self._load: Load | None = None
+        self.board(decision)
 
-    def _take(self, decision: Decision) -> None:
-        self.release()
+    def board(self, decision: Decision) -> None:
+        """The request goes to the endpoint of this decision."""
+        chosen = decision.chosen
         self.decision = decision
-        self.tried.append(decision.chosen.name)
-        uncached = max(0, decision.prompt_tokens - decision.matched_tokens)
-        self._token = LoadToken(decision.chosen.load, uncached)
+        self.tried.append(chosen.name)
+        load = self._load = chosen.load
+        self._tokens = tokens = decision.prompt_tokens - decision.matched_tokens
+        load.requests += 1
+        load.tokens += tokens
 
     def first_output(self) -> None:
-        """The prefill is over."""
-        if self._token:
-            self._token.release_tokens()
+        """The prefill is over: its tokens no longer weigh on the endpoint."""
+        load = self._load
+        if load is not None:
+            load.tokens -= self._tokens
+            self._tokens = 0
 
     def release(self) -> None:
-        """The endpoint is rid of this request."""
-        if self._token:
-            self._token.release()
-            self._token = None
+        """The endpoint is rid of this request. Later calls do nothing."""
+        load = self._load
+        if load is not None:
+            self._load = None
+            load.requests -= 1
+            load.tokens -= self._tokens
 
 
 class Router:
@@ -72,49 +83,49 @@ class Router:
         self._observers = tuple(observers)
         self._holders: OrderedDict[str, str] = OrderedDict()
 
-    def parse(self, request_id: str, path: str, headers: Mapping[str, str], body: bytes) -> InferenceRequest:
-        """The request as the scheduler sees it; ``BadRequest`` when it cannot be read."""
-        found = api.find(path) or api.PASSTHROUGH
-        if self._parsers is not None and found.name not in self._parsers:
-            if api.PASSTHROUGH.name not in self._parsers:
-                raise BadRequest(f"No configured parser reads requests for {path}.")
-            found = api.PASSTHROUGH
-        return found.parse(request_id, path, headers, body)
+    def format_of(self, path: str) -> api.Format:
+        """How requests for ``path`` are read; ``BadRequest`` when no configured parser takes it."""
+        found = api.find(path)
+        parsers = self._parsers
+        if parsers is None or found.name in parsers:
+            return found
+        if api.PASSTHROUGH.name not in parsers:
+            raise BadRequest(f"No configured parser reads requests for {path}.")
+        return api.PASSTHROUGH
 
     def open(self, request: InferenceRequest) -> Flight:
         """Admit and schedule. Raises what the client is to be told when it cannot be served."""
-        flight = Flight(request)
-        self._schedule(flight, ())
+        endpoints = self.pool.candidates(request.model)
+        holder = None
+        if request.state_id:
+            holder = self._holders.get(request.state_id)
+            endpoints = [e for e in endpoints if e.name == holder] or endpoints
+        flight = Flight(request, self._scheduler.schedule(request, endpoints))
+        if request.state_id:
+            flight.guess = holder is None
+        if self.pool.troubled:
+            self.pool.sent(flight.decision.chosen)
         return flight
 
     def reopen(self, flight: Flight) -> bool:
         """Send it elsewhere after a failure. False when no endpoint is left that has not had it."""
         flight.release()
         try:
-            self._schedule(flight, flight.tried)
-        except NoEndpoints:
+            endpoints = [e for e in self.pool.candidates(flight.request.model) if e.name not in flight.tried]
+            if not endpoints:
+                return False
+            decision = self._scheduler.schedule(flight.request, endpoints)
+        except (NoEndpoints, ModelNotFound, Saturated, PreconditionFailed):
             return False
-        return True
-
-    def _schedule(self, flight: Flight, tried: Collection[str]) -> None:
-        request = flight.request
-        endpoints = self.pool.candidates(request.model)
-        if tried:
-            endpoints = [e for e in endpoints if e.name not in tried]
-        if request.state_id:
-            holder = self._holders.get(request.state_id)
-            flight.guess = holder is None
-            endpoints = [e for e in endpoints if e.name == holder] or endpoints
-        if not endpoints:
-            raise NoEndpoints("No further endpoint can answer this request.")
-        decision = self._scheduler.schedule(request, endpoints)
         decision.tried = tuple(flight.tried)
-        flight._take(decision)
-        self.pool.sent(decision.chosen)
+        flight.board(decision)
+        if self.pool.troubled:
+            self.pool.sent(decision.chosen)
+        return True
 
     def remember(self, flight: Flight, state_id: str) -> None:
         """The endpoint made a response, conversation or file that later calls will name."""
-        if flight.decision and state_id:
+        if state_id:
             self._holders[state_id] = flight.decision.chosen.name
             self._holders.move_to_end(state_id)
             if len(self._holders) > MAX_STATES:
@@ -124,9 +135,8 @@ class Router:
         """The request is over: the load is given back and everybody who learns from it is told."""
         flight.release()
         decision = flight.decision
-        if decision is not None:
-            decision.outcome = outcome
-            self._scheduler.finish(flight.request, decision, outcome)
+        decision.outcome = outcome
+        self._scheduler.finish(flight.request, decision, outcome)
         self.observe(flight.request, decision, outcome)
 
     def observe(self, request: InferenceRequest, decision: Decision | None, outcome: Outcome) -> None:

@@ -59,6 +59,8 @@ class Pool:
         self._built_at = 0.0
         self._stale = False
         self._retry_at = float("inf")
+        self.troubled: set[int] = set()
+        """Slots of endpoints whose breaker is not at rest; while it is empty nobody need ask."""
 
     def listen(self, listener: Listener) -> None:
         self._listeners.append(listener)
@@ -103,6 +105,7 @@ class Pool:
         """The endpoint leaves. Requests it has go on; nothing new is sent there."""
         member = self.members.pop(name)
         del self._by_slot[member.endpoint.slot]
+        self.troubled.discard(member.endpoint.slot)
         self._changed()
         self._tell("left", member.endpoint)
 
@@ -214,6 +217,7 @@ class Pool:
         if member.reached:
             member.reached = False
             self._tell("restarted", member.endpoint)
+        self.troubled.add(member.endpoint.slot)
         if member.breaker.fault(self._clock(), certain=True):
             self._changed()
 
@@ -231,13 +235,17 @@ class Pool:
         member = self._member(endpoint)
         if member is not None:
             member.reached = True
+            self.troubled.discard(endpoint.slot)
             if member.breaker.success():
                 self._changed()
 
     def failed(self, endpoint: Endpoint) -> None:
         """A real fault: reset, timeout, or 5xx other than 503."""
         member = self._member(endpoint)
-        if member is not None and member.breaker.fault(self._clock()):
+        if member is None:
+            return
+        self.troubled.add(endpoint.slot)
+        if member.breaker.fault(self._clock()):
             self._changed()
 
     def abandoned(self, endpoint: Endpoint) -> None:

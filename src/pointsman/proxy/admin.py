@@ -42,6 +42,7 @@ class Admin:
         clock: Clock,
         telemetry: Telemetry,
         decisions: DecisionRing,
+        settle: Callable[[], None],
         ready: Callable[[], bool],
         learn: Callable[[Member], Awaitable[None]],
     ) -> None:
@@ -53,6 +54,7 @@ class Admin:
         self._pool = pool
         self._telemetry = telemetry
         self._decisions = decisions
+        self._settle = settle
         self._ready = ready
         self._learn = learn
         self._tasks: set[asyncio.Task[None]] = set()
@@ -74,6 +76,7 @@ class Admin:
             client.abort()
 
     def begin(self, client: ClientConnection, head: RequestHead, body: bytes) -> None:
+        self._settle()  # what is over must be in what we tell
         method = head.method.decode()
         if method == "GET" and head.path == "/metrics":
             text = b"text/plain; version=0.0.4; charset=utf-8"

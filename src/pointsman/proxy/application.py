@@ -60,13 +60,15 @@ class Application:
         self.router = Router(self.pool, scheduler, observers, policy.parsers)
         self.scraper = Scraper(self.pool, settings.metrics, clock, engines())
         self.discovery = Discovery(self.pool, settings.discovery, settings.endpoints)
-        self.gateway = Gateway(Plane(settings, self.pool, self.router, clock), self.scraper.refresh_models)
+        self.plane = Plane(settings, self.pool, self.router, clock)
+        self.gateway = Gateway(self.plane, self.scraper.refresh_models)
         self.admin = Admin(
             settings,
             self.pool,
             clock,
             self.telemetry,
             self.decisions,
+            self.plane.settle,
             lambda: self.pool.ready and not self.gateway.draining,
             lambda member: self.scraper.learn([member]),
         )

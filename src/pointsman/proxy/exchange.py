@@ -37,100 +37,52 @@ Write = Callable[[bytes], None]
 class Exchange:
     """Receives from upstream (``Receiver``), writes to the client, and ends in exactly one ``Outcome``."""
 
-    __slots__ = (
-        "_bytes",
-        "_client",
-        "_comments",
-        "_connecting",
-        "_content_type",
-        "_early",
-        "_ended",
-        "_first",
-        "_format",
-        "_head",
-        "_held",
-        "_holding",
-        "_on_end",
-        "_plain",
-        "_plane",
-        "_progress",
-        "_progress_at",
-        "_refusal",
-        "_response",
-        "_retried_stale",
-        "_sends",
-        "_sent_at",
-        "_started",
-        "_status",
-        "_tail",
-        "_ttft_s",
-        "_upstream",
-        "_write",
-        "flight",
-        "reads",
-        "request",
-        "request_head",
-        "started_at",
-        "tunnel",
-    )
+    tunnel = False
+    reads = 0
+    _plain = True
+    """Bytes go to the client as they come."""
+    _upstream: UpstreamConnection | None = None
+    _connecting: asyncio.Task[None] | None = None
+    _retried_stale = False
+    _sends = 0
+    _response: ResponseHead | None = None
+    _raw_head = b""
+    _head: bytes | None = None
+    """Head to be written with the first body byte."""
+    _holding = False
+    """The response is a refusal (429, 503 ...): held back, since another endpoint may do better."""
+    _held: list[bytes]
+    _refusal: tuple[ResponseHead, bytes, bytes] | None = None
+    """The last refusal (head and body), for the client when nobody does better."""
+    _early = False
+    """We have begun a response ourselves, to keep a waiting stream alive."""
+    _started = False
+    """The client has seen bytes of the endpoint's response."""
+    _status = 0
+    _bytes = 0
+    _ttft_s: float | None = None
+    _progress = 0
+    _ended: Ending | None = None
+    _reason = ""
+    _duration_s = 0.0
 
     def __init__(
-        self,
-        plane: Plane,
-        client: ClientConnection,
-        head: RequestHead,
-        flight: Flight,
-        started_at: float,
-        on_end: Callable[[Exchange], None],
+        self, plane: Plane, client: ClientConnection, head: RequestHead, flight: Flight, started_at: float
     ) -> None:
         self._plane = plane
         self._client = client
         self.request_head = head
-        self.request = request = flight.request
+        self.request = flight.request
         self.flight = flight
-        self.started_at = started_at
-        self._on_end = on_end
-        self.tunnel = False
-        self.reads = 0
+        self._started_at = self._sent_at = self._progress_at = started_at
         self._write: Write = client.write
-        self._plain = True
-        """Bytes go to the client as they come."""
-        self._upstream: UpstreamConnection | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._retried_stale = False
-        self._sends = 0
-        self._sent_at = 0.0
-        self._response: ResponseHead | None = None
-        self._head: bytes | None = None
-        """Head to be written with the first body byte."""
-        self._holding = False
-        """The response is a refusal (429, 503 ...): held back, since another endpoint may do better."""
-        self._held: list[bytes] = []
-        self._refusal: tuple[ResponseHead, bytes] | None = None
-        """The last refusal, for the client when nobody does better."""
-        self._comments = plane.settings.upstream.sse_comment_s > 0 and request.stream and not head.http10
-        self._format = api.find(head.path) or api.PASSTHROUGH
-        self._early = False
-        """We have begun a response ourselves, to keep a waiting stream alive."""
-        self._started = False
-        """The client has seen bytes of the endpoint's response."""
-        self._status = 0
-        self._first = b""
         self._tail: deque[bytes] = deque(maxlen=TAIL_READS)
-        self._bytes = 0
-        self._ttft_s: float | None = None
-        self._progress = 0
-        self._progress_at = started_at
-        self._ended = False
 
     # -- sending
 
     def send(self) -> None:
         """Send the request to the endpoint that was decided on."""
-        decision = self.flight.decision
-        assert decision
-        self._sent_at = self._plane.clock()
-        connections = self._plane.connections(decision.chosen.name)
+        connections = self._plane.connections(self.flight.decision.chosen.name)
         if connections is None:  # it left the pool in this very moment
             self._next("reset")
             return
@@ -147,77 +99,83 @@ class Exchange:
             return
         self._upstream = connection
         self._sends += 1
-        head = forwarded_head(self.request_head, self.request, self._client, connection.connections)
-        body = self.request.body
-        connection.send(self, head, body, without_body=self.request_head.method == b"HEAD")
+        request, head = self.request, self.request_head
+        connection.send(
+            self,
+            forwarded_head(head, request, self._client, connection.connections),
+            request.body,
+            without_body=head.method == b"HEAD",
+        )
 
     # -- receiving
 
-    def response_head(self, head: ResponseHead) -> None:
+    def response_head(self, head: ResponseHead, raw: bytes) -> None:
+        status = self._status = head.status
         self._response = head
-        self._status = status = head.status
-        self._account(status)
-        if status != 200 and self._try_elsewhere(status):
+        if status >= 500 or self._plane.pool.troubled:
+            self._account(status)
+        if status >= 400 and self._try_elsewhere(status):
+            self._raw_head = raw
             self._holding = True
             self._held = []
             self._head = None
             self._write = self._hold
             return
-        self._begin(head)
+        self._begin(head, raw)
 
-    def _begin(self, head: ResponseHead) -> None:
+    def _begin(self, head: ResponseHead, raw: bytes) -> None:
         """This is the response the client gets."""
-        client = self._client
+        client, asked = self._client, self.request_head
         self._holding = False
         if self._early:
             self._head = b""
+            self._held = []
             self._plain = head.status == 200 and head.chunked
             self._write = client.write if self._plain else self._held.append
             return
-        self._head = self._relayed_head(head)
-        self._plain = not (head.chunked and self.request_head.http10)
+        has_end = head.chunked or head.has_length or head.status in (204, 304) or asked.method == b"HEAD"
+        self._head = relayed_head(
+            head,
+            raw,
+            self.request.id,
+            self.flight.decision,
+            http10=asked.http10,
+            closes=client.closes_with(open_ended=not has_end or asked.http10),
+            names_endpoint=self._plane.settings.server.endpoint_header,
+        )
+        self._plain = not (head.chunked and asked.http10)
         self._write = client.write if self._plain else _Unchunked(client.write).write
         if head.status == 101:
             self._first_bytes(b"")
             self.tunnel = True
             client.tunnel()
 
-    def _relayed_head(self, head: ResponseHead) -> bytes:
-        asked, decision = self.request_head, self.flight.decision
-        assert decision
-        has_end = head.chunked or head.length >= 0 or head.status in (204, 304) or asked.method == b"HEAD"
-        return relayed_head(
-            head,
-            self.request.id,
-            decision,
-            http10=asked.http10,
-            closes=self._client.closes_with(open_ended=not has_end or asked.http10),
-            names_endpoint=self._plane.settings.server.endpoint_header,
-        )
-
     def response_body(self, data: bytes) -> None:
         self.reads += 1
         self._bytes += len(data)
         self._tail.append(data)
-        if self._head is not None:
-            self._first_bytes(data)
-        else:
+        if self._head is None:
             self._write(data)
+        else:
+            self._first_bytes(data)
 
     def _first_bytes(self, data: bytes) -> None:
         """The first byte of the response the client gets: from here on there is no other endpoint."""
         head, self._head = self._head, None
         assert head is not None
         self._started = True
-        self._first = data
-        self._ttft_s = self._plane.clock() - self.started_at
+        self._ttft_s = self._plane.clock() - self._started_at
         self.flight.first_output()
         if self._plain:
             self._write(head + data)
-            return
-        if head:
-            self._client.write(head)
-        self._write(data)
+        else:
+            if head:
+                self._client.write(head)
+            self._write(data)
+        if self.request_head.method == b"POST":
+            state_id = api.created_id(self.request_head.path, data)
+            if state_id:
+                self._plane.router.remember(self.flight, state_id)
 
     def response_done(self) -> None:
         self._upstream = None
@@ -225,7 +183,7 @@ class Exchange:
             return
         if self._holding:
             assert self._response
-            self._refusal = (self._response, b"".join(self._held))
+            self._refusal = (self._response, self._raw_head, b"".join(self._held))
             if self._plane.router.reopen(self.flight):
                 self._resend()
             else:
@@ -239,27 +197,29 @@ class Exchange:
         if self._early and not self._plain:  # an error that comes when the stream has been begun
             error = b" ".join(b"".join(self._held).split(b"\n"))
             self._client.write(chunk(b"data: " + error + b"\n\n") + LAST_CHUNK)
-        status = self._status
-        self._end(Ending.OK if status < 400 else Ending.ERROR, f"status_{status}" if status >= 400 else "")
+        if self._status < 400:
+            self._end(Ending.OK, "")
+        else:
+            self._end(Ending.ERROR, f"status_{self._status}")
 
     def response_broken(self, why: str) -> None:
         upstream, self._upstream = self._upstream, None
         self._connecting = None
         if self._ended:
             return
-        decision = self.flight.decision
-        assert decision
+        plane, chosen = self._plane, self.flight.decision.chosen
         if why == "stale" and not self._retried_stale:
             # The endpoint closed a kept connection just then: no fault of its own, and nothing was computed.
             self._retried_stale = True
-            connections = self._plane.connections(decision.chosen.name)
+            connections = plane.connections(chosen.name)
             if connections:
+                self._sends -= 1
                 self._connecting = connections.connect(self)
                 return
         if why == "connect":
-            self._plane.pool.unreachable(decision.chosen.name)
+            plane.pool.unreachable(chosen.name)
         else:
-            self._plane.pool.failed(decision.chosen)
+            plane.pool.failed(chosen)
         if self._started:
             self._break_off(why, upstream is not None and upstream.between_chunks)
         else:
@@ -273,15 +233,13 @@ class Exchange:
 
     def _account(self, status: int) -> None:
         """What the answer says of the endpoint's health: 5xx is a fault, but for 503, which says busy."""
-        decision = self.flight.decision
-        assert decision
-        pool = self._plane.pool
+        pool, chosen = self._plane.pool, self.flight.decision.chosen
         if status < 500:
-            pool.answered(decision.chosen)
+            pool.answered(chosen)
         elif status == 503:
-            pool.abandoned(decision.chosen)
+            pool.abandoned(chosen)
         else:
-            pool.failed(decision.chosen)
+            pool.failed(chosen)
 
     def _try_elsewhere(self, status: int) -> bool:
         upstream = self._plane.settings.upstream
@@ -293,13 +251,12 @@ class Exchange:
         self._held.append(data)
         if self._bytes > MAX_HELD_BYTES:
             assert self._response
-            self._give(self._response, b"".join(self._held))
+            self._give(self._response, self._raw_head, b"".join(self._held))
 
-    def _give(self, head: ResponseHead, held: bytes) -> None:
+    def _give(self, head: ResponseHead, raw: bytes, held: bytes) -> None:
         self._response = head
         self._status = head.status
-        self._held = []
-        self._begin(head)
+        self._begin(head, raw)
         self._first_bytes(held)
 
     def _pass_refusal_on(self) -> None:
@@ -313,6 +270,7 @@ class Exchange:
         self._head = None
         self._bytes = 0
         self._tail.clear()
+        self._sent_at = self._plane.clock()
         self.send()
 
     def _next(self, why: str) -> None:
@@ -334,7 +292,7 @@ class Exchange:
 
     def _fail(self, error: PointsmanError) -> None:
         if self._early:
-            self._client.write(chunk(self._format.stream_error(error)) + LAST_CHUNK)
+            self._client.write(chunk(api.find(self.request_head.path).stream_error(error)) + LAST_CHUNK)
         else:
             self._client.respond_error(error, self.request.path, self.request.id)
             self._status = error.status
@@ -349,9 +307,9 @@ class Exchange:
         )
         head = self._response
         assert head
-        if between_chunks and self._plain and b"text/event-stream" in head.lower:
+        if between_chunks and self._plain and head.streams:
             lead = b"" if self._tail[-1].endswith(b"\n\n\r\n") else b"\n\n"
-            event = self._format.stream_error(error)
+            event = api.find(self.request_head.path).stream_error(error)
             self._client.write(chunk(lead + event) + LAST_CHUNK)
         else:
             self._client.abort()
@@ -368,9 +326,10 @@ class Exchange:
         if not self._started:
             if now - self._sent_at > limits.first_byte_timeout_s:
                 self._timeout()
-            elif self._comments and now - self._progress_at >= limits.sse_comment_s:
+            elif limits.sse_comment_s and now - self._progress_at >= limits.sse_comment_s:
                 self._progress_at = now
-                self._comment()
+                if self.request.stream and not self.request_head.http10:
+                    self._comment()
         elif self.reads != self._progress:
             self._progress = self.reads
             self._progress_at = now
@@ -416,9 +375,47 @@ class Exchange:
         if self._upstream:
             self._upstream.abandon()
             self._upstream = None
-        if self.flight.decision:
+        if self._plane.pool.troubled:
             self._plane.pool.abandoned(self.flight.decision.chosen)
-        self._end(Ending.OK if self.tunnel else Ending.CANCELLED, "" if self.tunnel else "client_left")
+        if self.tunnel:
+            self._end(Ending.OK, "")
+        else:
+            self._end(Ending.CANCELLED, "client_left")
+
+    # -- the end
+
+    def _end(self, ending: Ending, reason: str) -> None:
+        plane = self._plane
+        self._ended = ending
+        self._reason = reason
+        self._duration_s = plane.clock() - self._started_at
+        self.flight.release()
+        plane.finished(self)
+        self._client.exchange_done()
+
+    def settle(self) -> None:
+        """Tell the router what became of the request (``plane.Finished``)."""
+        flight, ending = self.flight, self._ended
+        assert ending
+        usage = NO_USAGE
+        if self._status == 200 and self._started and not self.tunnel:
+            usage = api.find(self.request_head.path).usage(self._last_bytes())
+        self._plane.router.close(
+            flight,
+            Outcome(
+                ending=ending,
+                status=self._status,
+                endpoint=flight.tried[-1],
+                tries=len(flight.tried),
+                ttft_s=self._ttft_s,
+                duration_s=self._duration_s,
+                chunks=self.reads,
+                request_bytes=len(self.request.body),
+                response_bytes=self._bytes,
+                usage=usage,
+                reason=self._reason,
+            ),
+        )
 
     def _last_bytes(self) -> bytes:
         tail = b""
@@ -428,33 +425,8 @@ class Exchange:
                 break
         return tail
 
-    def _end(self, ending: Ending, reason: str) -> None:
-        self._ended = True
-        plane, request = self._plane, self.request
-        usage = Usage()
-        if self._started and self._status == 200 and not self.tunnel:
-            usage = self._format.usage(self._last_bytes())
-            if self.request_head.method == b"POST":
-                plane.router.remember(self.flight, api.created_id(request.path, self._first))
-        outcome = Outcome(
-            ending=ending,
-            status=self._status,
-            endpoint=self.flight.tried[-1],
-            tries=len(self.flight.tried),
-            ttft_s=self._ttft_s,
-            duration_s=plane.clock() - self.started_at,
-            chunks=self.reads,
-            request_bytes=len(request.body),
-            response_bytes=self._bytes,
-            usage=usage,
-            reason=reason,
-        )
-        plane.router.close(self.flight, outcome)
-        self._on_end(self)
-        if ending is not Ending.CANCELLED:
-            self._client.exchange_done()
 
-
+NO_USAGE = Usage()
 LAST_CHUNK = b"0\r\n\r\n"
 
 

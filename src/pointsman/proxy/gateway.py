@@ -22,7 +22,6 @@ from pointsman.types import Ending, InferenceRequest, Outcome
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.25
-MAX_ID_BYTES = 128
 MODEL_REWRITE = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
 
 
@@ -35,7 +34,6 @@ class Gateway:
         self.clock = plane.clock
         self.draining = False
         self.clients: set[ClientConnection] = set()
-        self.active: set[Exchange] = set()
         self._refresh_models = refresh_models
         self._looking: set[asyncio.Task[None]] = set()
         self._paths = PathPolicy(self.settings.allow_paths)
@@ -58,10 +56,9 @@ class Gateway:
         while True:
             await asyncio.sleep(SWEEP_S)
             now = self.clock()
-            for exchange in list(self.active):
-                exchange.check(now)
             for client in list(self.clients):
                 client.check(now)
+            self.plane.sweep(SWEEP_S)
 
     async def drain(self) -> None:
         """Take no new connections, let running requests end for ``drain_s``, then cut what is left."""
@@ -71,38 +68,40 @@ class Gateway:
         for client in list(self.clients):
             client.drain()
         deadline = self.clock() + self.settings.drain_s
-        while (self.active or self._looking) and self.clock() < deadline:
+        while self._unfinished() and self.clock() < deadline:  # noqa: ASYNC110 - bounded by drain_s
             await asyncio.sleep(0.02)
-        if self.active:
-            log.warning("stopping with %d requests unfinished", len(self.active))
+        if left := self._unfinished():
+            log.warning("stopping with %d requests unfinished", left)
         for task in self._looking:
             task.cancel()
         for client in list(self.clients):
             client.abort()
         self.plane.close()
 
+    def _unfinished(self) -> int:
+        return sum(client.busy for client in self.clients)
+
     # -- requests
 
-    def _request_id(self, head: RequestHead | None) -> str:
-        """The client's ``x-request-id`` if it is a sane one, else a new one."""
-        given = head.headers.raw.get(b"x-request-id") if head else None
-        if given and len(given) <= MAX_ID_BYTES and given.isascii() and given.decode().isprintable():
-            return given.decode()
+    def _new_id(self) -> str:
         self._id += 1
         return f"{self._id_prefix}{self._id:08x}"
 
     def begin(self, client: ClientConnection, head: RequestHead, body: bytes) -> None:
         """A complete request has arrived."""
         at_s = self.clock()
-        request_id = self._request_id(head)
+        request_id = head.request_id or self._new_id()
         router = self.plane.router
         try:
-            if head.method == b"GET" and self._answer_here(client, head.path, request_id):
-                return
-            if not self._paths.passes(head.path):
-                raise PathNotFound(f"The path {head.path} is not served here.")
-            request = router.parse(request_id, head.path, head.headers, body)
-            if request.model:
+            fmt = head.format
+            if fmt is None:
+                if head.method == b"GET" and self._answer_here(client, head.path, request_id):
+                    return
+                if not self._paths.passes(head.path):
+                    raise PathNotFound(f"The path {head.path} is not served here.")
+                fmt = head.format = router.format_of(head.path)
+            request = fmt.parse(request_id, head.path, head.headers, body)
+            if head.headers.get(MODEL_REWRITE[0]) or head.headers.get(MODEL_REWRITE[1]):
                 request = _rewritten(request)
             flight = router.open(request)
         except ModelNotFound:
@@ -113,8 +112,7 @@ class Gateway:
             self._fly(client, head, flight, at_s)
 
     def _fly(self, client: ClientConnection, head: RequestHead, flight: Flight, at_s: float) -> None:
-        exchange = Exchange(self.plane, client, head, flight, at_s, self.active.discard)
-        self.active.add(exchange)
+        exchange = Exchange(self.plane, client, head, flight, at_s)
         client.exchange = exchange
         exchange.send()
 
@@ -143,7 +141,8 @@ class Gateway:
 
     def refuse(self, client: ClientConnection, head: RequestHead | None, error: PointsmanError) -> None:
         """Answer bytes that did not become a request."""
-        self._refuse(client, head.path if head else "", self._request_id(head), error, 0.0)
+        path, request_id = (head.path, head.request_id) if head else ("", "")
+        self._refuse(client, path, request_id or self._new_id(), error, 0.0)
 
     def _refuse(
         self, client: ClientConnection, path: str, request_id: str, error: PointsmanError, duration_s: float

@@ -5,9 +5,11 @@ business.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import httptools
 
+from pointsman.api import Format
 from pointsman.errors import BadRequest
 
 HOP_BY_HOP = frozenset(
@@ -30,17 +32,35 @@ STEERING = frozenset(
 
 _DROPPED = HOP_BY_HOP | STEERING
 
+MAX_LENGTH_DIGITS = 15
+MAX_ID_BYTES = 128
+
 
 class Headers(Mapping[str, str]):
-    """Lower-cased request headers, decoded when somebody asks."""
+    """Lower-cased request headers, decoded when somebody asks. Heads repeat, so answers are kept."""
 
-    __slots__ = ("raw",)
+    __slots__ = ("_asked", "raw")
 
     def __init__(self, raw: dict[bytes, bytes]) -> None:
         self.raw = raw
+        self._asked: dict[str, str | None] = {}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        try:
+            value = self._asked[name]
+        except KeyError:
+            raw = self.raw.get(name.encode("latin-1", "replace"))
+            value = self._asked[name] = None if raw is None else raw.decode("latin-1")
+        return default if value is None else value
 
     def __getitem__(self, name: str) -> str:
-        return self.raw[name.encode("latin-1", "replace")].decode("latin-1")
+        value: str | None = self.get(name)
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.get(name) is not None
 
     def __iter__(self) -> Iterator[str]:
         return (name.decode("latin-1") for name in self.raw)
@@ -50,18 +70,24 @@ class Headers(Mapping[str, str]):
 
 
 class RequestHead:
-    """One request's head. ``lines`` are the header lines to forward; the rest is what we need to know."""
+    """A request's head; what repeats of it is parsed once for a connection, so nothing here is the
+    request's own.
+
+    ``lines`` are the header lines to forward.
+    """
 
     __slots__ = (
-        "body_bytes",
         "chunked",
         "expects_continue",
+        "format",
+        "forwarded",
         "headers",
         "http10",
         "keep_alive",
         "lines",
         "method",
         "path",
+        "request_id",
         "upgrade",
         "url",
     )
@@ -72,23 +98,35 @@ class RequestHead:
     path: str
     headers: Headers
     lines: list[bytes]
-    body_bytes: int
     chunked: bool
     expects_continue: bool
     keep_alive: bool
     http10: bool
     upgrade: bytes
+    request_id: str
+    """The client's own, if it is a sane one."""
+    format: Format | None
+    """How the body is read; set when the path has been found to be served."""
+    forwarded: dict[str, bytes]
+    """The head for each endpoint, as far as it repeats."""
 
 
 class HeadParser:
-    """llhttp over complete heads. One for each client connection."""
+    """llhttp over complete heads. One for each client connection.
 
-    __slots__ = ("_names", "_url", "_values")
+    Most clients repeat their head to the letter, but for the length of the body. Then the parse before serves
+    again: the bytes around the digits are the same, and digits are digits.
+    """
+
+    __slots__ = ("_after", "_before", "_last", "_names", "_url", "_values")
 
     def __init__(self) -> None:
         self._names: list[bytes] = []
         self._values: list[bytes] = []
         self._url = b""
+        self._last: RequestHead | None = None
+        self._before = b""
+        self._after = b""
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -97,9 +135,24 @@ class HeadParser:
         self._names.append(name.lower())
         self._values.append(value)
 
-    def parse(self, head: bytes) -> RequestHead:
-        """``head`` ends in the empty line. ``BadRequest`` when it is not HTTP/1.x or means different things
-        to different servers.
+    def again(self, data: bytes) -> tuple[RequestHead, int, int] | None:
+        """When ``data`` begins with the head before: that, its length in bytes, and the body's."""
+        before = self._before
+        if self._last is None or not data.startswith(before):
+            return None
+        at = len(before)
+        end = data.find(b"\r", at, at + MAX_LENGTH_DIGITS + 1)
+        if end < 0 or not data.startswith(self._after, end):
+            return None
+        digits = data[at:end]
+        if not digits.isdigit():
+            return None
+        return self._last, end + len(self._after), int(digits)
+
+    def parse(self, head: bytes) -> tuple[RequestHead, int]:
+        """The head and the length of the body in bytes; ``head`` ends in the empty line.
+
+        ``BadRequest`` when it is not HTTP/1.x or means different things to different servers.
         """
         names, values = self._names, self._values
         names.clear()
@@ -117,35 +170,46 @@ class HeadParser:
         if len(lines) != len(names) + 3 or not self._url or version not in ("1.1", "1.0"):
             raise BadRequest("Malformed HTTP request: the request head cannot be read.")
         raw = dict(zip(names, values, strict=True))
-        dropped = _DROPPED
-        connection = raw.get(b"connection")
-        if connection is not None and connection.lower() != b"keep-alive":
-            dropped = dropped.union(token.strip().lower() for token in connection.split(b","))
-        result = RequestHead()
-        result.method = parser.get_method()
-        result.url = url = _origin_form(self._url)
-        result.path = url.partition(b"?")[0].decode("latin-1")
-        result.headers = Headers(raw)
         del lines[0], lines[-2:]
-        result.lines = [line for name, line in zip(names, lines, strict=True) if name not in dropped]
-        result.http10 = version == "1.0"
-        result.keep_alive = parser.should_keep_alive()
         encoding = raw.get(b"transfer-encoding")
-        result.chunked = encoding is not None
         if encoding is not None and encoding.strip().lower() != b"chunked":
             raise BadRequest("Malformed HTTP request: only the transfer encoding `chunked` is understood.")
         length = raw.get(b"content-length", b"0")
-        if (
-            not length.isdigit()
-            or names.count(b"content-length") > 1
-            or (encoding and b"content-length" in raw)
-        ):
+        if not length.isdigit() or len(length) > MAX_LENGTH_DIGITS or names.count(b"content-length") > 1:
             raise BadRequest("Malformed HTTP request: Content-Length is not one plain number.")
-        result.body_bytes = int(length)
+        result = RequestHead()
+        result.method = parser.get_method()
+        result.url = _origin_form(self._url)
+        result.path = result.url.partition(b"?")[0].decode("latin-1")
+        result.headers = Headers(raw)
+        result.http10 = version == "1.0"
+        result.keep_alive = parser.should_keep_alive()
+        result.chunked = encoding is not None
         result.expects_continue = raw.get(b"expect", b"").lower() == b"100-continue"
-        wants_upgrade = connection is not None and b"upgrade" in connection.lower()
-        result.upgrade = raw.get(b"upgrade", b"") if wants_upgrade else b""
-        return result
+        connection = raw.get(b"connection", b"").lower()
+        result.upgrade = raw.get(b"upgrade", b"") if b"upgrade" in connection else b""
+        dropped = _DROPPED
+        if connection and connection != b"keep-alive":
+            dropped = dropped.union(token.strip() for token in connection.split(b","))
+        result.lines = [line for name, line in zip(names, lines, strict=True) if name not in dropped]
+        result.request_id = _sane_id(raw.get(b"x-request-id", b""))
+        result.format = None
+        result.forwarded = {}
+        self._remember(head, length, result)
+        return result, int(length)
+
+    def _remember(self, head: bytes, length: bytes, result: RequestHead) -> None:
+        at = head.lower().find(b"\r\ncontent-length:")
+        self._last = None
+        if at >= 0 and not result.request_id and not result.expects_continue:
+            at = head.find(length, at + 17)
+            self._before, self._after = head[:at], head[at + len(length) :]
+            self._last = result
+
+
+def _sane_id(given: bytes) -> str:
+    sane = 0 < len(given) <= MAX_ID_BYTES and given.isascii() and given.decode().isprintable()
+    return given.decode() if sane else ""
 
 
 def _origin_form(url: bytes) -> bytes:

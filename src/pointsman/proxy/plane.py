@@ -1,8 +1,11 @@
-"""What every exchange of the data plane shares: settings, pool, router, clock, and the connections to
-endpoints.
+"""What every exchange of the data plane shares: settings, pool, router, clock, connections, and the
+finished ones.
 """
 
 from __future__ import annotations
+
+import asyncio
+from typing import Protocol
 
 from pointsman.config import Settings
 from pointsman.endpoints.pool import Pool
@@ -10,9 +13,23 @@ from pointsman.proxy.upstream import Connections
 from pointsman.router import Router
 from pointsman.types import Clock, Endpoint
 
+SETTLE_S = 0.05
+SETTLE_AT = 256
+
+
+class Finished(Protocol):
+    """An exchange that is over, with nothing left to do but to tell."""
+
+    def settle(self) -> None:
+        """Tell the router what became of the request."""
+
 
 class Plane:
-    """Owns the connections to endpoints."""
+    """Owns the connections to endpoints, and tells the router of finished requests in batches.
+
+    The same few functions run over a batch in a third of the time that they take between other work, and
+    nothing waits for what they tell; an endpoint's load is given back at once.
+    """
 
     def __init__(self, settings: Settings, pool: Pool, router: Router, clock: Clock) -> None:
         self.settings = settings
@@ -20,6 +37,8 @@ class Plane:
         self.router = router
         self.clock = clock
         self._connections: dict[str, Connections] = {}
+        self._finished: list[Finished] = []
+        self._settling: asyncio.TimerHandle | None = None
         pool.listen(self._on_pool)
 
     def _on_pool(self, event: str, endpoint: Endpoint) -> None:
@@ -32,12 +51,35 @@ class Plane:
         """The connections to an endpoint; None when it has left the pool."""
         found = self._connections.get(name)
         if found is None and name in self.pool.members:
-            upstream = self.settings.upstream
             target = self.pool.members[name].target
-            found = Connections(target, upstream.connect_timeout_s, upstream.idle_s, self.clock)
+            found = Connections(target, self.settings.upstream.connect_timeout_s)
             self._connections[name] = found
         return found
 
+    def sweep(self, every_s: float) -> None:
+        """Called every ``every_s`` seconds: close connections that have been idle for too long."""
+        max_age = int(self.settings.upstream.idle_s / every_s)
+        for connections in self._connections.values():
+            connections.sweep(max_age)
+
+    def finished(self, exchange: Finished) -> None:
+        """The exchange is over; the router hears of it soon."""
+        self._finished.append(exchange)
+        if self._settling is None:
+            self._settling = asyncio.get_running_loop().call_later(SETTLE_S, self.settle)
+        elif len(self._finished) >= SETTLE_AT:
+            self.settle()
+
+    def settle(self) -> None:
+        """Tell the router of everything that is over, now."""
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
+        finished, self._finished = self._finished, []
+        for exchange in finished:
+            exchange.settle()
+
     def close(self) -> None:
+        self.settle()
         for connections in self._connections.values():
             connections.close()

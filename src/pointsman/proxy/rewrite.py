@@ -8,6 +8,7 @@ from pointsman.proxy.upstream import Connections, ResponseHead
 from pointsman.types import Decision, InferenceRequest
 
 _DROPPED = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"x-request-id"))
+_WITH_BODY = (b"POST", b"PUT", b"PATCH")
 _DROPPED_FOR_HTTP10 = _DROPPED | {b"transfer-encoding"}
 
 
@@ -15,31 +16,37 @@ def forwarded_head(
     head: RequestHead, request: InferenceRequest, client: ClientConnection, connections: Connections
 ) -> bytes:
     """The request head for the endpoint: the client's lines, under our own host, id and length."""
+    repeats = head.forwarded.get(connections.target.name)
+    if repeats is None:
+        repeats = head.forwarded[connections.target.name] = _repeating(head, client, connections)
+    request_id = request.id.encode("latin-1")
+    if request.body or head.method in _WITH_BODY:
+        return b"%b%b\r\ncontent-length: %d\r\n\r\n" % (repeats, request_id, len(request.body))
+    return b"%b%b\r\n\r\n" % (repeats, request_id)
+
+
+def _repeating(head: RequestHead, client: ClientConnection, connections: Connections) -> bytes:
+    """Everything up to the request id: the same for every request with this head."""
     lines = head.lines
     if connections.overrides:
         lines = [line for line in lines if _name(line) not in connections.overrides]
     given = head.headers.raw.get(b"x-forwarded-for")
-    proto = head.headers.raw.get(b"x-forwarded-proto", client.scheme)
     parts = [
-        b"%b %b%b HTTP/1.1\r\n%b" % (head.method, connections.prefix, head.url, connections.head_lines),
+        b"%b %b%b HTTP/1.1" % (head.method, connections.prefix, head.url),
+        connections.head_lines,
         *lines,
-        b"x-request-id: %b\r\nx-forwarded-for: %b\r\nx-forwarded-proto: %b"
-        % (
-            request.id.encode("latin-1"),
-            given + b", " + client.address if given else client.address,
-            proto,
-        ),
+        b"x-forwarded-for: " + (given + b", " + client.address if given else client.address),
+        b"x-forwarded-proto: " + head.headers.raw.get(b"x-forwarded-proto", client.scheme),
     ]
     if head.upgrade:
         parts.append(b"connection: upgrade\r\nupgrade: " + head.upgrade)
-    if request.body or head.method in (b"POST", b"PUT", b"PATCH"):
-        parts.append(b"content-length: %d" % len(request.body))
-    parts.append(b"\r\n")
+    parts.append(b"x-request-id: ")
     return b"\r\n".join(parts)
 
 
 def relayed_head(
     head: ResponseHead,
+    raw: bytes,
     request_id: str,
     decision: Decision,
     *,
@@ -47,24 +54,21 @@ def relayed_head(
     closes: bool,
     names_endpoint: bool,
 ) -> bytes:
-    """The response head for the client: the endpoint's, without what speaks of its own connection."""
-    raw, lower = head.raw, head.lower
-    if http10:
-        raw = _without(raw, _DROPPED_FOR_HTTP10)
-    elif b"\r\nconnection:" in lower or b"\r\nx-request-id:" in lower or b"\r\nkeep-alive:" in lower:
-        raw = _without(raw, _DROPPED)
-    if raw.startswith(b"HTTP/1.0"):
-        raw = b"HTTP/1.1" + raw[8:]
-    extra = f"\r\nx-request-id: {request_id}"
-    for name, value in decision.response_headers:
-        extra += f"\r\n{name}: {value}"
+    """The response head for the client: the endpoint's (``raw``), without what speaks of its own
+    connection.
+    """
+    if not head.clean or http10:
+        raw = b"HTTP/1.1" + _without(raw, _DROPPED_FOR_HTTP10 if http10 else _DROPPED)[8:]
+    extra = request_id
+    if decision.response_headers:
+        extra += "".join(f"\r\n{name}: {value}" for name, value in decision.response_headers)
     if names_endpoint:
         extra += f"\r\nx-pointsman-endpoint: {decision.chosen.name}"
     if head.status == 101:
         extra += "\r\nconnection: upgrade"
     elif closes:
         extra += "\r\nconnection: close"
-    return b"%b%b\r\n\r\n" % (raw, extra.encode("latin-1"))
+    return b"%b\r\nx-request-id: %b\r\n\r\n" % (raw, extra.encode("latin-1"))
 
 
 def early_head(request_id: str) -> bytes:

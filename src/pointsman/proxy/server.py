@@ -36,6 +36,9 @@ class Answering(Protocol):
     def cancel(self) -> None:
         """The client has left."""
 
+    def check(self, now: float) -> None:
+        """Called a few times a second: are the deadlines kept?"""
+
 
 class Host(Protocol):
     """Who answers requests: the gateway on the data port, the admin API on its own."""
@@ -121,7 +124,8 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
         if exchange is None and not self.waiting:
-            self._read(data)
+            if not self._closing:
+                self._read(data)
         elif exchange is not None and exchange.tunnel:
             exchange.client_bytes(data)
         else:
@@ -130,10 +134,16 @@ class ClientConnection(asyncio.Protocol):
                 self.transport.pause_reading()
 
     def _read(self, data: bytes) -> None:
-        if self._closing:
-            return
         try:
             if self._head is None:
+                if not self._partial:
+                    again = self._parser.again(data)
+                    if again is not None:
+                        head, end, length = again
+                        if end + length == len(data) and length <= self._host.settings.body_bytes:
+                            self._closing = not head.keep_alive or self._host.draining
+                            self._host.begin(self, head, data[end:])
+                            return
                 rest = self._read_head(data)
                 if rest is None:
                     return
@@ -158,14 +168,14 @@ class ClientConnection(asyncio.Protocol):
             self._partial = data
             return None
         self._partial = b""
-        self._head = head = self._parser.parse(data[: end + 4])
+        head, self._missing = self._parser.parse(data[: end + 4])
+        self._head = head
         limit = self._host.settings.body_bytes
-        if head.body_bytes > limit:
+        if self._missing > limit:
             raise self._too_large(limit)
         self._framing = ChunkFraming(strict=True, pieces=[]) if head.chunked else None
-        self._missing = head.body_bytes
         rest = data[end + 4 :]
-        if head.expects_continue and not rest and (head.chunked or head.body_bytes) and not head.http10:
+        if head.expects_continue and not rest and (head.chunked or self._missing) and not head.http10:
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return rest
 
@@ -303,15 +313,23 @@ class ClientConnection(asyncio.Protocol):
 
     # -- time
 
+    @property
+    def busy(self) -> bool:
+        """A request is being answered, or has been read in part."""
+        return bool(self.exchange or self.waiting or self._head is not None or self._partial)
+
     def drain(self) -> None:
         """Close when idle, or after the response under way."""
         self._closing = True
-        if self.exchange is None and not self.waiting and self._head is None and not self._partial:
+        if not self.busy:
             self.transport.close()
 
     def check(self, now: float) -> None:
         """Called a few times a second: is the client in time?"""
-        if self.exchange or self.waiting or self.gone:
+        if self.exchange:
+            self.exchange.check(now)
+            return
+        if self.waiting or self.gone:
             return
         server = self._host.settings
         silent = now - self._since

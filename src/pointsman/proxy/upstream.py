@@ -8,30 +8,38 @@ from typing import Protocol, cast
 
 from pointsman.endpoints.target import Target, request_headers, ssl_context
 from pointsman.proxy.framing import ChunkFraming, FramingError
-from pointsman.types import Clock
 
 _HEAD, _LENGTH, _CHUNKED, _UNTIL_CLOSE, _TUNNEL = range(5)
 MAX_HEAD_BYTES = 256 * 1024
+_CONNECTION_HEADERS = (b"\r\nconnection:", b"\r\nkeep-alive:", b"\r\nproxy-connection:", b"\r\nx-request-id:")
 
 
 class ResponseHead:
-    """What the relay needs to know of a response head. ``raw`` ends before the empty line."""
+    """What the relay needs to know of a response head, but for its length, so that it can serve again."""
 
-    __slots__ = ("chunked", "length", "lower", "raw", "status")
+    __slots__ = ("chunked", "clean", "has_length", "keeps_alive", "status", "streams")
 
     def __init__(self, raw: bytes) -> None:
-        self.raw = raw
-        self.lower = raw.lower()
+        """``raw`` ends before the empty line; ``ValueError`` when there is no status in it."""
+        lower = raw.lower()
+        if not raw.startswith((b"HTTP/1.1 ", b"HTTP/1.0 ")):
+            raise ValueError("not an HTTP/1.x response")
         self.status = int(raw[9:12])
-        at = self.lower.find(b"\r\ncontent-length:")
-        end = self.lower.find(b"\r\n", at + 2)
-        self.length = int(self.lower[at + 17 : end if end >= 0 else None]) if at >= 0 else -1
-        at = self.lower.find(b"\r\ntransfer-encoding:")
-        self.chunked = at >= 0 and b"chunked" in self.lower[at : self.lower.find(b"\r\n", at + 2) + 1 or None]
+        self.has_length = b"\r\ncontent-length:" in lower
+        self.chunked = _value(lower, b"\r\ntransfer-encoding:").endswith(b"chunked")
+        self.keeps_alive = raw.startswith(b"HTTP/1.1") and b"close" not in _value(lower, b"\r\nconnection:")
+        self.streams = b"text/event-stream" in _value(lower, b"\r\ncontent-type:")
+        self.clean = raw.startswith(b"HTTP/1.1") and not any(name in lower for name in _CONNECTION_HEADERS)
+        """It can be relayed as it is: nothing in it speaks of the endpoint's own connection."""
 
-    @property
-    def keeps_alive(self) -> bool:
-        return self.raw.startswith(b"HTTP/1.1") and b"\r\nconnection: close" not in self.lower
+
+def _value(lower: bytes, name: bytes) -> bytes:
+    """The value of the header that begins with ``name``, or nothing."""
+    at = lower.find(name)
+    if at < 0:
+        return b""
+    end = lower.find(b"\r\n", at + 2)
+    return lower[at + len(name) : end if end >= 0 else len(lower)].strip()
 
 
 class Receiver(Protocol):
@@ -40,7 +48,8 @@ class Receiver(Protocol):
     def connected(self, connection: UpstreamConnection) -> None:
         """A connection is there: send the request on it."""
 
-    def response_head(self, head: ResponseHead) -> None: ...
+    def response_head(self, head: ResponseHead, raw: bytes) -> None:
+        """``raw`` ends before the empty line."""
 
     def response_body(self, data: bytes) -> None:
         """Body bytes with their chunk framing, as they came."""
@@ -58,14 +67,13 @@ class Receiver(Protocol):
 class Connections:
     """The connections to one target."""
 
-    def __init__(self, target: Target, connect_timeout_s: float, idle_s: float, clock: Clock) -> None:
+    def __init__(self, target: Target, connect_timeout_s: float) -> None:
         self.target = target
         self._ssl: ssl.SSLContext | None = ssl_context(target.settings) if target.url.tls else None
         self._connect_timeout_s = connect_timeout_s
-        self._idle_s = idle_s
-        self._clock = clock
-        self._idle: list[tuple[float, UpstreamConnection]] = []
+        self._idle: list[UpstreamConnection] = []
         self._connecting: set[asyncio.Task[None]] = set()
+        self._closed = False
         headers = request_headers(target.settings)
         self.overrides = frozenset(headers)
         """Lower-cased names of headers we set ourselves; the client's are dropped."""
@@ -74,13 +82,12 @@ class Connections:
         self.prefix = target.url.prefix.encode("latin-1")
 
     def take(self) -> UpstreamConnection | None:
-        """A kept connection young enough to be still open at the other end."""
-        oldest = self._clock() - self._idle_s
-        while self._idle:
-            since, connection = self._idle.pop()
-            if since >= oldest and not connection.transport.is_closing():
+        """The kept connection that was used last."""
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if not connection.transport.is_closing():
                 return connection
-            connection.transport.abort()
         return None
 
     def connect(self, receiver: Receiver) -> asyncio.Task[None]:
@@ -108,31 +115,47 @@ class Connections:
 
     def keep(self, connection: UpstreamConnection) -> None:
         """The connection is free for the next request."""
-        self._idle.append((self._clock(), connection))
+        if self._closed:
+            connection.transport.abort()
+        else:
+            connection.age = 0
+            self._idle.append(connection)
 
-    def forget(self, connection: UpstreamConnection) -> None:
-        self._idle = [kept for kept in self._idle if kept[1] is not connection]
+    def sweep(self, max_age: int) -> None:
+        """Called at regular times: close what has been idle for more than ``max_age`` of them.
+
+        An engine closes its end after a while; a request sent at that moment would be lost.
+        """
+        for connection in self._idle:
+            connection.age += 1
+            if connection.age > max_age:
+                connection.transport.abort()
+        self._idle = [c for c in self._idle if c.age <= max_age and not c.transport.is_closing()]
 
     def close(self) -> None:
         """Close what is idle or being opened; connections with a request go on until it ends."""
+        self._closed = True
         for task in self._connecting:
             task.cancel()
-        for _, connection in self._idle:
+        for connection in self._idle:
             connection.transport.abort()
         self._idle.clear()
-        self._idle_s = -1.0
 
 
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an endpoint, one request at a time."""
 
     __slots__ = (
+        "_after",
+        "_before",
         "_framing",
-        "_head",
         "_keep",
+        "_known",
         "_left",
+        "_partial",
         "_state",
         "_without_body",
+        "age",
         "connections",
         "fresh",
         "receiver",
@@ -146,12 +169,16 @@ class UpstreamConnection(asyncio.Protocol):
         self.receiver: Receiver | None = None
         self.fresh = True
         """No request has been answered on it yet: when it breaks, that is not staleness."""
+        self.age = 0
         self._state = _HEAD
-        self._head = b""
+        self._partial = b""
         self._left = 0
         self._keep = False
         self._without_body = False
         self._framing = ChunkFraming()
+        self._known: ResponseHead | None = None
+        self._before = self._after = b""
+        """The head before, around the digits of its content-length: heads repeat."""
 
     @property
     def between_chunks(self) -> bool:
@@ -159,102 +186,120 @@ class UpstreamConnection(asyncio.Protocol):
         return self._state == _CHUNKED and self._framing.between_chunks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
 
     def send(self, receiver: Receiver, head: bytes, body: bytes, *, without_body: bool = False) -> None:
         """Send a request. ``without_body``: the response will have none, whatever its head says (HEAD)."""
         self.receiver = receiver
         self._state = _HEAD
-        self._head = b""
         self._without_body = without_body
-        if len(body) < 16384:
-            self.transport.write(head + body)
-        else:
-            self.transport.writelines((head, body))
+        self.transport.write(head + body)
 
     def data_received(self, data: bytes) -> None:
         receiver = self.receiver
         if receiver is None:  # nobody asked
             self.transport.abort()
             return
-        state = self._state
-        if state == _HEAD:
-            rest = self._take_head(data)
+        if self._state == _HEAD:
+            rest = self._take_head(data, receiver)
             if rest is None:
                 return
             data = rest
-            state = self._state
-        try:
-            if state == _CHUNKED:
+        state = self._state
+        if state == _CHUNKED:
+            try:
                 end = self._framing.feed(data)
-            elif state == _LENGTH:
-                self._left -= len(data)
-                end = -1 if self._left > 0 else len(data) + self._left
-            else:
-                end = -1
-        except FramingError:
-            self._broken("malformed")
+            except FramingError:
+                self._broken("malformed")
+                return
+            if end < 0:
+                receiver.response_body(data)
+                return
+        elif state == _LENGTH:
+            left = self._left = self._left - len(data)
+            if left > 0:
+                receiver.response_body(data)
+                return
+            end = len(data) + left
+        else:
+            receiver.response_body(data)
             return
-        if end < 0:
-            if data:
-                receiver.response_body(data)
-        elif end == len(data):
-            if data:
-                receiver.response_body(data)
-            self._done(keep=True)
+        if end == len(data):
+            receiver.response_body(data)
+            self._done(self._keep)
         else:
             receiver.response_body(data[:end])
-            self._done(keep=False)  # it sent more than the response: nothing it says next can be trusted
+            self._done(False)  # it sent more than the response: nothing it says next can be trusted
 
-    def _take_head(self, data: bytes) -> bytes | None:
+    def _take_head(self, data: bytes, receiver: Receiver) -> bytes | None:
         """Body bytes that came with the head, or None while there is no body to read (yet)."""
-        if self._head:
-            data = self._head + data
-        end = data.find(b"\r\n\r\n")
+        if self._partial:
+            data = self._partial + data
+        head, end, length = self._known, -1, 0
+        if head is not None and data.startswith(self._before):
+            at = len(self._before)
+            digits_end = data.find(b"\r", at, at + 16)
+            if digits_end > at and data.startswith(self._after, digits_end):
+                digits = data[at:digits_end]
+                if digits.isdigit():
+                    length = int(digits)
+                    end = digits_end + len(self._after) - 4
         if end < 0:
-            self._head = data
-            if len(data) > MAX_HEAD_BYTES or not data.startswith(b"HTTP/1."[: len(data)]):
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                self._partial = data
+                if len(data) > MAX_HEAD_BYTES or not data.startswith(b"HTTP/1."[: len(data)]):
+                    self._broken("malformed")
+                return None
+            try:
+                head, length = self._parse(data[: end + 4])
+            except ValueError:
                 self._broken("malformed")
-            return None
-        try:
-            head = ResponseHead(data[:end])
-        except ValueError:
-            head = None
-        if head is None or not data.startswith(b"HTTP/1."):
-            self._broken("malformed")
-            return None
-        rest = data[end + 4 :]
-        self._head = b""
-        if head.status < 200 and head.status != 101:
-            return self._take_head(rest) if rest else None
-        receiver = self.receiver
-        assert receiver
-        if head.status == 101:
+                return None
+        assert head
+        if self._partial:
+            self._partial = b""
+        if head.status < 200:
+            if head.status != 101:  # an interim response
+                rest = data[end + 4 :]
+                return self._take_head(rest, receiver) if rest else None
             self._state = _TUNNEL
-        elif self._without_body or head.status in (204, 304):
-            self._state, self._left = _LENGTH, 0
         elif head.chunked:
             self._state, self._framing = _CHUNKED, ChunkFraming()
-        elif head.length >= 0:
-            self._state, self._left = _LENGTH, head.length
+        elif head.has_length:
+            self._state, self._left = _LENGTH, length
         else:
             self._state = _UNTIL_CLOSE
+        if self._without_body or head.status in (204, 304):
+            self._state, self._left = _LENGTH, 0
         self.fresh = False
         self._keep = head.keeps_alive
-        receiver.response_head(head)
-        if self.receiver is not receiver:  # it was refused
-            return None
+        receiver.response_head(head, data[:end])
         if self._state == _LENGTH and not self._left:
-            self._done(keep=not rest)
+            self._done(self._keep and len(data) == end + 4)
             return None
-        return rest or None
+        return data[end + 4 :] or None
 
-    def _done(self, *, keep: bool) -> None:
-        receiver, self.receiver = self.receiver, None
+    def _parse(self, raw: bytes) -> tuple[ResponseHead, int]:
+        head = ResponseHead(raw[:-4])
+        self._known = None
+        if not head.has_length or head.status < 200:
+            return head, 0
+        at = raw.lower().find(b"\r\ncontent-length:") + 17
+        digits = raw[at : raw.find(b"\r\n", at)].strip()
+        if not digits.isdigit():
+            raise ValueError("content-length is not a number")
+        at = raw.find(digits, at)
+        self._before, self._after = raw[:at], raw[at + len(digits) :]
+        self._known = head
+        return head, int(digits)
+
+    def _done(self, keep: bool) -> None:
+        receiver = self.receiver
         if receiver is None:
             return
-        if keep and self._keep:
+        self.receiver = None
+        if keep:
             self.connections.keep(self)
         else:
             self.transport.abort()
@@ -277,11 +322,11 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         receiver, self.receiver = self.receiver, None
         if receiver is None:
-            self.connections.forget(self)
-        elif (self._state == _UNTIL_CLOSE and exc is None) or self._state == _TUNNEL:
+            return  # the next sweep forgets it
+        if (self._state == _UNTIL_CLOSE and exc is None) or self._state == _TUNNEL:
             receiver.response_done()
         else:
-            stale = self._state == _HEAD and not self._head and not self.fresh
+            stale = self._state == _HEAD and not self._partial and not self.fresh
             receiver.response_broken("stale" if stale else "reset")
 
     def pause_writing(self) -> None:
