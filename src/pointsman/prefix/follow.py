@@ -26,9 +26,7 @@ def follow(index: PrefixIndex, pool: Pool, *, fixed_block_tokens: int = 0) -> No
             index.add(endpoint.slot, metrics.block_tokens * metrics.kv_blocks or None)
             if event == "cache" and not fixed_block_tokens:
                 sizes = {m.endpoint.metrics.block_tokens for m in pool.members.values()} - {0}
-                wanted = block_tokens_for(sizes)
-                if wanted != index.block_tokens:
-                    index.set_block_tokens(wanted)
+                index.learn_block_tokens(block_tokens_for(sizes))
 
     if fixed_block_tokens:
         index.set_block_tokens(fixed_block_tokens)
