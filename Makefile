@@ -30,3 +30,13 @@ format: setup
 .PHONY: bench-overhead
 bench-overhead: setup
 	$(PYTHON) -m bench.overhead $(ARGS)
+
+# Twenty simulated engines under three routers, in about 100 s; ARGS as in `pointsman demo --help`
+$(BIN)/.demo-ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	touch $@
+
+.PHONY: demo
+demo: $(BIN)/.demo-ready
+	$(BIN)/pointsman demo --output out/demo $(ARGS)

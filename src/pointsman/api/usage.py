@@ -42,11 +42,30 @@ class _Counts(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(_Counts).decode
 
 
+NO_USAGE = Usage()
+
+_FLAT = b'"usage":{'
+
+
+def _flat(tail: bytes) -> _Counts | None:
+    """The common case: usage without inner objects, as compact JSON, close to the end."""
+    start = tail.rfind(_FLAT, -_NEAR) + len(_FLAT) - 1
+    end = tail.find(b"}", start) + 1
+    if start < len(_FLAT) or not end or tail.find(b"{", start + 1, end) >= 0:
+        return None
+    try:
+        return _decode(tail[start:end])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
 def openai_usage(tail: bytes) -> Usage:
     """The last usage object. Embeddings, rerank and score may know a total only: it is all prompt."""
-    counts = next(_found(tail), None)
+    counts = _flat(tail)
     if counts is None:
-        return Usage()
+        counts = next(_found(tail), None)
+        if counts is None:
+            return NO_USAGE
     prompt = counts.prompt_tokens if counts.prompt_tokens is not None else counts.input_tokens
     output = counts.completion_tokens if counts.completion_tokens is not None else counts.output_tokens
     details = counts.prompt_tokens_details or counts.input_tokens_details

@@ -24,13 +24,14 @@ class AccessLog:
     def __call__(self, request: InferenceRequest, decision: Decision | None, outcome: Outcome) -> None:
         usage = outcome.usage
         matched = decision.matched_tokens if decision else 0
-        ttft = "-" if outcome.ttft_s is None else f"{outcome.ttft_s:.4f}"
+        ttft = "-" if outcome.ttft_s is None else int(outcome.ttft_s * 1e6)
         self._lines.append(
-            f"{time.time():.3f} id={request.id} path={request.path} model={request.model or '-'} "
+            f"{int(time.time() * 1000)} id={request.id} path={request.path} model={request.model or '-'} "
             f"endpoint={outcome.endpoint or '-'} status={outcome.status} ending={outcome.ending._value_} "
-            f"tries={outcome.tries} ttft_s={ttft} duration_s={outcome.duration_s:.4f} "
+            f"tries={outcome.tries} ttft_us={ttft} duration_us={int(outcome.duration_s * 1e6)} "
             f"prompt_tokens={usage.prompt_tokens} cached_tokens={usage.cached_tokens} "
-            f"output_tokens={usage.output_tokens} matched_tokens={matched} reason={outcome.reason or '-'}\n"
+            f"output_tokens={usage.output_tokens} matched_tokens={matched} "
+            f"reason={outcome.reason or '-'}\n"
         )
         if len(self._lines) >= MAX_LINES:
             self.flush()

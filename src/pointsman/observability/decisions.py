@@ -20,16 +20,20 @@ class DecisionRing:
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
-        self._ring: deque[Decision] = deque()
+        self._ring: deque[Decision] = deque(maxlen=keep)
 
     def __call__(self, request: InferenceRequest, decision: Decision | None, outcome: Outcome) -> None:
-        if decision is None or not self._keep:
-            return
-        ring = self._ring
-        ring.append(decision)
-        limit = min(self._keep, max(16, MAX_SCORES // (len(decision.candidates) or 1)))
-        while len(ring) > limit:
-            ring.popleft()
+        if decision is not None:
+            ring = self._ring
+            ring.append(decision)
+            if len(ring) * len(decision.candidates) > MAX_SCORES:
+                self._shrink(len(decision.candidates))
+
+    def _shrink(self, endpoints: int) -> None:
+        """The pool is large: keep fewer, but a few at any rate."""
+        limit = max(16, MAX_SCORES // endpoints)
+        while len(self._ring) > limit:
+            self._ring.popleft()
 
     def recent(self, limit: int, request_id: str = "") -> list[dict[str, Any]]:
         """The newest first; only that of ``request_id`` when given."""

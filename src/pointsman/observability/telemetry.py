@@ -7,14 +7,16 @@ Labels are bounded: endpoints of the pool, models that endpoints serve, our own 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from pointsman.types import Decision, InferenceRequest, Outcome
+from pointsman.types import Decision, Ending, InferenceRequest, Outcome
 
 SECONDS = (
     0.001,
@@ -40,33 +42,52 @@ TOKENS = (1.0, 8.0, 32.0, 128.0, 512.0, 2048.0, 8192.0, 32768.0, 131072.0, 52428
 Labels = tuple[str, ...]
 
 
-class Histogram:
-    """Counts per bucket, by labels."""
+class Series:
+    """All we count for one set of labels."""
 
-    __slots__ = ("bounds", "rows")
+    __slots__ = (
+        "cached",
+        "duration",
+        "estimated_cached",
+        "estimated_prompt",
+        "output",
+        "prompt",
+        "requests",
+        "ttft",
+    )
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.ttft = Histogram(SECONDS)
+        self.duration = Histogram(SECONDS)
+        self.prompt = Histogram(TOKENS)
+        self.output = Histogram(TOKENS)
+        self.cached = 0
+        self.estimated_prompt = 0
+        self.estimated_cached = 0
+
+
+class Histogram:
+    """Counts per bucket, the last for +Inf, and the sum."""
+
+    __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
-        self.rows: dict[Labels, list[float]] = {}
-        """Per label values: a count per bucket, one for +Inf, and the sum."""
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
 
-    def observe(self, labels: Labels, value: float) -> None:
-        row = self.rows.get(labels)
-        if row is None:
-            row = self.rows[labels] = [0.0] * (len(self.bounds) + 2)
-        row[bisect_left(self.bounds, value)] += 1
-        row[-1] += value
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
 
-    def family(self, name: str, text: str, labels: Sequence[str]) -> HistogramMetricFamily:
-        family = HistogramMetricFamily(name, text, labels=labels)
-        for values, row in self.rows.items():
-            total = 0.0
-            buckets = []
-            for bound, count in zip((*map(str, self.bounds), "+Inf"), row, strict=False):
-                total += count
-                buckets.append((bound, total))
-            family.add_metric(values, buckets, row[-1])
-        return family
+    def add(self, other: Histogram) -> None:
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """As Prometheus wants them: cumulative."""
+        return list(zip((*map(str, self.bounds), "+Inf"), accumulate(self.counts), strict=True))
 
 
 Gauges = Callable[[], Iterable[Metric]]
@@ -78,69 +99,80 @@ class Telemetry(Collector):
 
     def __init__(self, gauges: Gauges = tuple) -> None:
         self._gauges = gauges
-        self._requests: dict[Labels, float] = {}
-        self._retries: dict[Labels, float] = {}
-        self._tokens: dict[Labels, float] = {}
-        self._ttft = Histogram(SECONDS)
-        self._duration = Histogram(SECONDS)
-        self._input = Histogram(TOKENS)
-        self._output = Histogram(TOKENS)
+        self._series: dict[tuple[str, str, int, Ending, str], Series] = {}
+        """By model, endpoint, status, ending and reason."""
+        self._retries: Counter[str] = Counter()
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
     def __call__(self, request: InferenceRequest, decision: Decision | None, outcome: Outcome) -> None:
         model = decision.model if decision else ""
-        endpoint = outcome.endpoint
-        key = (model, endpoint, str(outcome.status), outcome.ending._value_, outcome.reason)
-        self._requests[key] = self._requests.get(key, 0.0) + 1
+        key = (model, outcome.endpoint, outcome.status, outcome.ending, outcome.reason)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = Series()
+        series.requests += 1
         if decision is None:
             return
-        labels = (model, endpoint)
-        for tried in decision.tried:
-            self._retries[(tried,)] = self._retries.get((tried,), 0.0) + 1
+        if decision.tried:
+            self._retries.update(decision.tried)
+        series.estimated_prompt += decision.prompt_tokens
+        series.estimated_cached += decision.matched_tokens
+        series.duration.observe(outcome.duration_s)
         if outcome.ttft_s is not None:
-            self._ttft.observe(labels, outcome.ttft_s)
-        self._duration.observe(labels, outcome.duration_s)
+            series.ttft.observe(outcome.ttft_s)
         usage = outcome.usage
         if usage.prompt_tokens is not None:
-            self._input.observe(labels, usage.prompt_tokens)
-            self._count("prompt", endpoint, usage.prompt_tokens)
+            series.prompt.observe(usage.prompt_tokens)
         if usage.output_tokens is not None:
-            self._output.observe(labels, usage.output_tokens)
-            self._count("output", endpoint, usage.output_tokens)
+            series.output.observe(usage.output_tokens)
         if usage.cached_tokens is not None:
-            self._count("cached", endpoint, usage.cached_tokens)
-        self._count("estimated_prompt", endpoint, decision.prompt_tokens)
-        self._count("estimated_cached", endpoint, decision.matched_tokens)
-
-    def _count(self, kind: str, endpoint: str, tokens: int) -> None:
-        key = (endpoint, kind)
-        self._tokens[key] = self._tokens.get(key, 0.0) + tokens
+            series.cached += usage.cached_tokens
 
     def collect(self) -> Iterator[Metric]:
-        per_model = ("model", "endpoint")
-        yield _counter(
+        requests = CounterMetricFamily(
             "pointsman_requests",
             "Requests by how they ended.",
-            (*per_model, "status", "ending", "reason"),
-            self._requests,
+            labels=("model", "endpoint", "status", "ending", "reason"),
         )
+        tokens: Counter[Labels] = Counter()
+        summed: dict[Labels, Series] = {}
+        for (model, endpoint, status, ending, reason), series in self._series.items():
+            requests.add_metric((model, endpoint, str(status), ending.value, reason), series.requests)
+            if not endpoint:
+                continue
+            into = summed.setdefault((model, endpoint), Series())
+            for name in ("ttft", "duration", "prompt", "output"):
+                getattr(into, name).add(getattr(series, name))
+            tokens[endpoint, "prompt"] += int(series.prompt.sum)
+            tokens[endpoint, "output"] += int(series.output.sum)
+            tokens[endpoint, "cached"] += series.cached
+            tokens[endpoint, "estimated_prompt"] += series.estimated_prompt
+            tokens[endpoint, "estimated_cached"] += series.estimated_cached
+        yield requests
         yield _counter(
             "pointsman_retries",
             "Requests that had to leave an endpoint for another.",
             ("endpoint",),
-            self._retries,
+            {(name,): count for name, count in self._retries.items()},
         )
         yield _counter(
             "pointsman_tokens",
             "Tokens as engines reported them (prompt, cached, output) and as we estimated them.",
             ("endpoint", "kind"),
-            self._tokens,
+            tokens,
         )
-        yield self._ttft.family("pointsman_ttft_seconds", "Arrival to first body byte.", per_model)
-        yield self._duration.family("pointsman_request_duration_seconds", "Arrival to end.", per_model)
-        yield self._input.family("pointsman_request_prompt_tokens", "Prompt tokens, reported.", per_model)
-        yield self._output.family("pointsman_request_output_tokens", "Output tokens, reported.", per_model)
+        for name, field, text in (
+            ("pointsman_ttft_seconds", "ttft", "Arrival to first body byte."),
+            ("pointsman_request_duration_seconds", "duration", "Arrival to end."),
+            ("pointsman_request_prompt_tokens", "prompt", "Prompt tokens, as the engine reported them."),
+            ("pointsman_request_output_tokens", "output", "Output tokens, as the engine reported them."),
+        ):
+            family = HistogramMetricFamily(name, text, labels=("model", "endpoint"))
+            for labels, series in summed.items():
+                histogram: Histogram = getattr(series, field)
+                family.add_metric(labels, histogram.buckets(), histogram.sum)
+            yield family
         yield from self._gauges()
 
     def page(self) -> bytes:
@@ -148,7 +180,9 @@ class Telemetry(Collector):
         return generate_latest(self._registry)
 
 
-def _counter(name: str, text: str, labels: Sequence[str], rows: dict[Labels, float]) -> CounterMetricFamily:
+def _counter(
+    name: str, text: str, labels: Sequence[str], rows: Mapping[Labels, float]
+) -> CounterMetricFamily:
     family = CounterMetricFamily(name, text, labels=labels)
     for values, count in rows.items():
         family.add_metric(values, count)

@@ -12,17 +12,15 @@ import msgspec
 
 from pointsman.errors import BadRequest, ModelNotFound, PathNotFound, PointsmanError, SettingsError
 from pointsman.proxy.exchange import Exchange
-from pointsman.proxy.head import RequestHead
+from pointsman.proxy.head import MODEL_REWRITE, RequestHead
 from pointsman.proxy.paths import PathPolicy
 from pointsman.proxy.plane import Plane
 from pointsman.proxy.server import ClientConnection, listen
-from pointsman.router import Flight
 from pointsman.types import Ending, InferenceRequest, Outcome
 
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.25
-MODEL_REWRITE = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
 
 
 class Gateway:
@@ -39,6 +37,7 @@ class Gateway:
         self._paths = PathPolicy(self.settings.allow_paths)
         self._id_prefix = os.urandom(8).hex()
         self._id = 0
+        self._arrived: list[tuple[ClientConnection, RequestHead, bytes]] = []
         self._server: asyncio.Server | None = None
 
     # -- life
@@ -88,7 +87,28 @@ class Gateway:
         return f"{self._id_prefix}{self._id:08x}"
 
     def begin(self, client: ClientConnection, head: RequestHead, body: bytes) -> None:
-        """A complete request has arrived."""
+        """A complete request has arrived.
+
+        What arrives in one turn of the event loop is decided together and then sent together: under load the
+        same code runs over a batch in half the time it takes between system calls.
+        """
+        client.waiting = True
+        self._arrived.append((client, head, body))
+        if len(self._arrived) == 1:
+            asyncio.get_running_loop().call_soon(self.answer_arrived)
+
+    def answer_arrived(self) -> None:
+        """Decide and send everything that has arrived."""
+        arrived, self._arrived = self._arrived, []
+        exchanges = [self._decide(*request) for request in arrived]
+        for exchange in exchanges:
+            if exchange is not None:
+                exchange.send()
+
+    def _decide(self, client: ClientConnection, head: RequestHead, body: bytes) -> Exchange | None:
+        client.waiting = False
+        if client.gone:
+            return None
         at_s = self.clock()
         request_id = head.request_id or self._new_id()
         router = self.plane.router
@@ -96,25 +116,22 @@ class Gateway:
             fmt = head.format
             if fmt is None:
                 if head.method == b"GET" and self._answer_here(client, head.path, request_id):
-                    return
+                    return None
                 if not self._paths.passes(head.path):
                     raise PathNotFound(f"The path {head.path} is not served here.")
                 fmt = head.format = router.format_of(head.path)
             request = fmt.parse(request_id, head.path, head.headers, body)
-            if head.headers.get(MODEL_REWRITE[0]) or head.headers.get(MODEL_REWRITE[1]):
+            if head.rewrites:
                 request = _rewritten(request)
             flight = router.open(request)
         except ModelNotFound:
             self._look_again(client, head, request, at_s)
+            return None
         except PointsmanError as error:
             self._refuse(client, head.path, request_id, error, self.clock() - at_s)
-        else:
-            self._fly(client, head, flight, at_s)
-
-    def _fly(self, client: ClientConnection, head: RequestHead, flight: Flight, at_s: float) -> None:
-        exchange = Exchange(self.plane, client, head, flight, at_s)
-        client.exchange = exchange
-        exchange.send()
+            return None
+        exchange = client.exchange = Exchange(self.plane, client, head, flight, at_s)
+        return exchange
 
     def _look_again(
         self, client: ClientConnection, head: RequestHead, request: InferenceRequest, at_s: float
@@ -137,7 +154,8 @@ class Gateway:
         except PointsmanError as error:
             self._refuse(client, head.path, request.id, error, self.clock() - at_s)
             return
-        self._fly(client, head, flight, at_s)
+        exchange = client.exchange = Exchange(self.plane, client, head, flight, at_s)
+        exchange.send()
 
     def refuse(self, client: ClientConnection, head: RequestHead | None, error: PointsmanError) -> None:
         """Answer bytes that did not become a request."""
@@ -187,10 +205,9 @@ class Gateway:
 
 
 def _rewritten(request: InferenceRequest) -> InferenceRequest:
-    """The request under the model name that a rewrite header asks for, if any."""
-    headers = request.headers
-    model = headers.get(MODEL_REWRITE[0]) or headers.get(MODEL_REWRITE[1])
-    if not model or model == request.model:
+    """The request under the model name that a rewrite header asks for."""
+    model = next(filter(None, map(request.headers.get, MODEL_REWRITE)), "")
+    if not request.model or model == request.model:
         return request
     try:
         tree = msgspec.json.decode(request.body)

@@ -32,6 +32,7 @@ STEERING = frozenset(
 
 _DROPPED = HOP_BY_HOP | STEERING
 
+MODEL_REWRITE = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
 MAX_LENGTH_DIGITS = 15
 MAX_ID_BYTES = 128
 
@@ -88,6 +89,7 @@ class RequestHead:
         "method",
         "path",
         "request_id",
+        "rewrites",
         "upgrade",
         "url",
     )
@@ -107,6 +109,8 @@ class RequestHead:
     """The client's own, if it is a sane one."""
     format: Format | None
     """How the body is read; set when the path has been found to be served."""
+    rewrites: bool
+    """It asks for another model name."""
     forwarded: dict[str, bytes]
     """The head for each endpoint, as far as it repeats."""
 
@@ -193,6 +197,7 @@ class HeadParser:
             dropped = dropped.union(token.strip() for token in connection.split(b","))
         result.lines = [line for name, line in zip(names, lines, strict=True) if name not in dropped]
         result.request_id = _sane_id(raw.get(b"x-request-id", b""))
+        result.rewrites = any(name.encode() in raw for name in MODEL_REWRITE)
         result.format = None
         result.forwarded = {}
         self._remember(head, length, result)

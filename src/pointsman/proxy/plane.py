@@ -14,7 +14,7 @@ from pointsman.router import Router
 from pointsman.types import Clock, Endpoint
 
 SETTLE_S = 0.05
-SETTLE_AT = 256
+SETTLE_AT = 64
 
 
 class Finished(Protocol):

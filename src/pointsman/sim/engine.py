@@ -153,6 +153,11 @@ class Engine:
         return self._steps == 0
 
     @property
+    def run_s(self) -> float:
+        """Duration of the run under way."""
+        return self.due_s - self._began_s
+
+    @property
     def kv_usage(self) -> float:
         """Share of KV blocks that somebody holds."""
         return self.kv.used_blocks / self.kv.blocks
