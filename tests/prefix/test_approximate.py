@@ -10,6 +10,7 @@ import pytest
 
 from pointsman.prefix.approximate import DEFAULT_CAPACITY_TOKENS, PrefixIndex
 from pointsman.testing import request
+from pointsman.types import Prompt
 
 CHAIN = 64
 
@@ -17,7 +18,9 @@ CHAIN = 64
 def fill(index: PrefixIndex, slot: int, blocks: int, rng: random.Random) -> None:
     """Insert at least ``blocks`` blocks that nobody has seen."""
     for _ in range(0, blocks, CHAIN):
-        index.insert(slot, [[rng.getrandbits(64) for _ in range(CHAIN)]])
+        data = rng.randbytes(CHAIN * index.block_bytes)
+        fresh = request(prompts=(Prompt(data, CHAIN * index.block_tokens),))
+        index.insert(slot, index.match(fresh).chains)
 
 
 def live_a_full_life(index: PrefixIndex, pairs: int) -> None:
@@ -40,7 +43,7 @@ def test_memory_never_passes_the_bound(pairs: int) -> None:
     gc.collect()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    index = PrefixIndex(max_bytes=pairs * 516)
+    index = PrefixIndex(max_bytes=pairs * 516, block_tokens=64)
     index.set_default_capacity(1 << 40)
     live_a_full_life(index, pairs)
     peak = tracemalloc.get_traced_memory()[1] - before
@@ -56,7 +59,7 @@ def test_what_is_charged_for_a_block_is_more_than_it_takes(pairs: int, slots: in
     gc.collect()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    index = PrefixIndex(max_bytes=1 << 40)
+    index = PrefixIndex(max_bytes=1 << 40, block_tokens=64)
     index.add(slots - 1, 1 << 40)
     fill(index, slots - 1, pairs, random.Random(1))
     taken = tracemalloc.get_traced_memory()[0] - before
@@ -126,12 +129,41 @@ def test_requests_share_a_prefix_only_with_the_same_model_and_root() -> None:
     assert index.match(request(text, model="a", root=b"other")).ratio(0) == 0.0
 
 
-def test_a_partial_last_block_counts() -> None:
+def test_a_rest_that_does_not_fill_a_block_does_not_count() -> None:
     index = PrefixIndex(block_tokens=64)
     index.add(0)
     index.insert(0, index.match(request("x" * 300)).chains)
-    assert index.match(request("x" * 300)).tokens(0) == 75
     assert index.match(request("x" * 310)).blocks_by_slot == {0: 1}
+    assert index.match(request("x" * 255)).total_blocks == 0
+
+
+def test_a_prompt_in_use_stays_while_others_come_and_go() -> None:
+    index = PrefixIndex(block_tokens=64)
+    index.add(0, 64 * 400)
+    rng, kept = random.Random(5), request("x" * 256 * 20)
+    index.insert(0, index.match(kept).chains)
+    for _ in range(50):
+        fill(index, 0, 128, rng)
+        match = index.match(kept)
+        assert match.ratio(0) == 1.0
+        index.insert(0, match.chains)
+    fill(index, 0, 800, rng)
+    assert index.match(kept).ratio(0) == 0.0
+
+
+def test_notes_of_blocks_in_steady_use_do_not_pile_up() -> None:
+    index = PrefixIndex(block_tokens=64)
+    index.add(0, 64 * 100)
+    prompts = [request(str(i) * 256 * 20) for i in range(4)]
+    tracemalloc.start()
+    for turn in range(2000):
+        match = index.match(prompts[turn % 4])
+        index.insert(0, match.chains)
+        if turn == 200:
+            before = tracemalloc.get_traced_memory()[0]
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 4096
 
 
 def test_finds_any_number_of_holders_at_any_depth() -> None:

@@ -29,9 +29,8 @@ def publish(pool: Pool, name: str, block_tokens: int, kv_blocks: int, *, restart
 
 def test_endpoints_that_join_are_indexed_until_they_leave_or_restart() -> None:
     pool, index = pool_and_index("a", "b")
-    chains = index.match(request(TEXT)).chains
     for slot in (0, 1):
-        index.insert(slot, chains)
+        index.insert(slot, index.match(request(TEXT)).chains)
     publish(pool, "a", 0, 0, restarted=True)
     assert set(index.match(request(TEXT)).blocks_by_slot) == {1}
     pool.remove("b")

@@ -1,30 +1,26 @@
 """Which endpoint probably holds which prefix: an index of what we sent where.
 
-Per endpoint an LRU of block hashes as large as its KV cache; across endpoints one map from a hash to the
-set of holders (a bit per slot). Two laws make it cheap. An endpoint's blocks are closed under prefix: a
-block is touched before the blocks it extends, so the oldest entry is always the end of a chain and eviction
-never leaves a hole. So the longest match is found by bisection, not by a walk. And memory is bounded by
-count: every (block, endpoint) pair costs at most ``pair_bytes``, and each endpoint gets an equal share of
-``max_bytes``.
+Per endpoint the blocks it was sent, as many as its KV cache has room for, the least recently used forgotten
+first; across endpoints one map from a block's hash to the set of holders (a bit per slot). Two laws make it
+cheap. An endpoint's blocks are closed under prefix: with a block all blocks before it are there. So the
+longest match is found by bisection, not by a walk. And memory is bounded by count: every (block, endpoint)
+pair costs at most ``pair_bytes``, and each endpoint gets an equal share of ``max_bytes``.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import compress, count
 from sys import getsizeof
-from typing import Any
 
-from pointsman.prefix.hashing import block_hashes
+from pointsman.prefix.hashing import Chain, chains_of
 from pointsman.types import BYTES_PER_TOKEN, InferenceRequest
 
 MIN_BLOCK_TOKENS = 64
 """llm-d's floor (facts 5.1): smaller blocks cost hashing time and tell little more."""
 DEFAULT_BLOCK_TOKENS = 128
-"""Two of llm-d's blocks, and Gaudi's KV block: hashing a 32 KB prompt takes 9 us instead of 16 us at 64
-tokens.
-"""
+"""Two of llm-d's blocks, and Gaudi's KV block."""
 DEFAULT_CAPACITY_TOKENS = 31250 * 64
 """Where the engine does not publish its KV size: llm-d's lruCapacityPerServer (facts 5.1) in tokens."""
 DEFAULT_MAX_BYTES = 512 * 1024 * 1024
@@ -34,9 +30,13 @@ _PAIR_BYTES = 512
 """Upper bound on the memory of one (block, endpoint) pair without its holder bits, in whatever state the
 tables are: just grown, full of holes, shrunk. 140 bytes is usual; tests/prefix measures it.
 """
-_SPARSE_MAP_BYTES = 140
-_SPARSE_LRU_BYTES = 240
+_SPARSE_BYTES = 140
 """A table that takes more than this for an entry has shrunk: growing alone never leaves it so sparse."""
+
+GENERATIONS = 8
+"""Steps in which an endpoint's blocks age. A prompt whose deepest known block is young needs no touch at
+all.
+"""
 
 
 class PrefixMatch:
@@ -46,11 +46,15 @@ class PrefixMatch:
 
     __slots__ = ("blocks_by_slot", "chains", "prompt_tokens", "total_blocks")
 
-    def __init__(self, chains: list[list[int]], blocks_by_slot: dict[int, int], prompt_tokens: int) -> None:
+    def __init__(self, chains: Sequence[Chain], prompt_tokens: int) -> None:
         self.chains = chains
-        self.blocks_by_slot = blocks_by_slot
-        self.total_blocks = sum(map(len, chains))
+        self.blocks_by_slot: dict[int, int] = {}
+        self.total_blocks = 0
         self.prompt_tokens = prompt_tokens
+        for chain in chains:
+            self.total_blocks += chain.length
+            for slot, blocks in chain.held.items():
+                self.blocks_by_slot[slot] = self.blocks_by_slot.get(slot, 0) + blocks
 
     def ratio(self, slot: int) -> float:
         """Matched share of the request's blocks at ``slot``, 0 to 1."""
@@ -61,6 +65,83 @@ class PrefixMatch:
         """Prompt tokens believed to be in the cache of ``slot``."""
         matched = self.blocks_by_slot.get(slot)
         return self.prompt_tokens * matched // self.total_blocks if matched else 0
+
+
+NO_MATCH = PrefixMatch((), 0)
+"""Of a request without a whole block of prompt."""
+
+
+class _Held:
+    """The blocks of one endpoint, each with the generation it was last used in.
+
+    A block is never younger than the blocks before it in its prompt, and within a generation it was noted
+    after them; so forgetting the oldest generation from its end never leaves a hole.
+    """
+
+    __slots__ = ("capacity", "generation_of", "generations", "noted", "wanted_tokens", "young")
+
+    def __init__(self) -> None:
+        self.generation_of: dict[int, int] = {}
+        self.generations: deque[tuple[int, list[int]]] = deque([(0, [])])
+        """Oldest first: number, blocks noted in it (also those used again since)."""
+        self.young = 0
+        self.noted = 0
+        self.capacity = 0
+        self.wanted_tokens: int | None = None
+
+    def fresh(self, chain: Chain, slot: int) -> list[int]:
+        """The chain's blocks, within capacity, that are not of the young generation, in order."""
+        young, get = self.young, self.generation_of.get
+        length = min(chain.length, self.capacity)
+        low = min(chain.held.get(slot, 0), length)
+        if low and get(chain.hash(low - 1)) != young:
+            high = low - 1  # of the blocks it holds, those up to ``low`` are young
+            low = 0
+            while low < high:
+                middle = (low + high + 1) >> 1
+                if get(chain.hash(middle - 1)) == young:
+                    low = middle
+                else:
+                    high = middle - 1
+        # A prompt that comes twice in a batch finds its blocks young the second time.
+        return [block for block in chain.hashes(low, length) if get(block) != young]
+
+    def note(self, blocks: list[int]) -> None:
+        """These are in use now."""
+        self.generation_of.update(dict.fromkeys(blocks, self.young))
+        _, noted = self.generations[-1]
+        noted += blocks
+        self.noted += len(blocks)
+        if len(noted) * GENERATIONS >= self.capacity:
+            self.young += 1
+            self.generations.append((self.young, []))
+        if self.noted > 2 * self.capacity + 64:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Drop the notes of blocks that were used again later."""
+        get = self.generation_of.get
+        kept = [(g, [b for b in noted if get(b) == g]) for g, noted in self.generations]
+        self.generations = deque((g, noted) for g, noted in kept if noted or g == self.young)
+        self.noted = sum(len(noted) for _, noted in self.generations)
+
+    def forget(self, keep: int) -> list[int]:
+        """Take out the oldest until ``keep`` are left; returns what went."""
+        gone = []
+        generation_of = self.generation_of
+        while len(generation_of) > keep:
+            number, noted = self.generations[0]
+            if not noted:
+                self.generations.popleft()
+                continue
+            block = noted.pop()
+            self.noted -= 1
+            if generation_of.get(block) == number:
+                del generation_of[block]
+                gone.append(block)
+        if not self.generations:
+            self.generations.append((self.young, []))
+        return gone
 
 
 class PrefixIndex:
@@ -79,9 +160,7 @@ class PrefixIndex:
         """Block and cache sizes that engines publish are used; without it they are as configured."""
         self._default_capacity = DEFAULT_CAPACITY_TOKENS
         self._holders: dict[int, int] = {}
-        self._lru: dict[int, OrderedDict[int, None]] = {}
-        self._wanted: dict[int, int | None] = {}
-        self._capacity: dict[int, int] = {}
+        self._held: dict[int, _Held] = {}
         self.set_block_tokens(block_tokens)
 
     def set_block_tokens(self, block_tokens: int) -> None:
@@ -92,8 +171,8 @@ class PrefixIndex:
         self.block_bytes = self.block_tokens * BYTES_PER_TOKEN
         self.set_max_prefix_tokens(self.max_prefix_tokens)
         self._holders.clear()
-        for lru in self._lru.values():
-            lru.clear()
+        for held in self._held.values():
+            held.forget(0)
         self._share()
 
     def learn_block_tokens(self, block_tokens: int) -> None:
@@ -116,53 +195,54 @@ class PrefixIndex:
     @property
     def pair_bytes(self) -> int:
         """Memory charged for one (block, endpoint) pair: the map entries and one bit per slot."""
-        return _PAIR_BYTES + (max(self._lru, default=0) // 30 + 1) * 4
+        return _PAIR_BYTES + (max(self._held, default=0) // 30 + 1) * 4
 
     @property
     def used_bytes(self) -> int:
-        return self.pair_bytes * sum(map(len, self._lru.values()))
+        return self.pair_bytes * sum(len(held.generation_of) for held in self._held.values())
 
     def blocks(self, slot: int) -> int:
         """Blocks indexed for ``slot``."""
-        return len(self._lru.get(slot, ()))
+        held = self._held.get(slot)
+        return len(held.generation_of) if held else 0
 
     def add(self, slot: int, capacity_tokens: int | None = None) -> None:
         """Make ``slot`` known, or change the KV size it publishes (tokens; None where unknown)."""
-        self._wanted[slot] = capacity_tokens
-        self._lru.setdefault(slot, OrderedDict())
+        held = self._held.setdefault(slot, _Held())
+        held.wanted_tokens = capacity_tokens
         self._share()
 
     def remove(self, slot: int) -> None:
         """Forget everything about ``slot``."""
-        if slot in self._lru:
-            self._evict(slot, 0)
-            del self._lru[slot], self._wanted[slot], self._capacity[slot]
+        if slot in self._held:
+            self._forget(slot, 0)
+            del self._held[slot]
             self._share()
 
     def clear(self, slot: int) -> None:
         """The endpoint lost its cache (a restart): forget its blocks, keep its place."""
-        if slot in self._lru:
-            self._evict(slot, 0)
+        if slot in self._held:
+            self._forget(slot, 0)
             self._compact()
 
     def _share(self) -> None:
-        fair = self.max_bytes // (self.pair_bytes * max(1, len(self._lru)))
-        for slot, tokens in self._wanted.items():
+        fair = self.max_bytes // (self.pair_bytes * max(1, len(self._held)))
+        for slot, held in self._held.items():
+            tokens = held.wanted_tokens
             known = tokens if tokens and self.auto_tune else self._default_capacity
-            self._capacity[slot] = min(fair, known // self.block_tokens)
-            self._evict(slot, self._capacity[slot])
+            held.capacity = min(fair, known // self.block_tokens)
+            self._forget(slot, held.capacity)
         self._compact()
 
     def _compact(self) -> None:
         """Rebuild tables that many entries have left: a dict keeps its size until it is filled again."""
-        _rebuild(self._holders, _SPARSE_MAP_BYTES)
-        for lru in self._lru.values():
-            _rebuild(lru, _SPARSE_LRU_BYTES)
+        _rebuild(self._holders)
+        for held in self._held.values():
+            _rebuild(held.generation_of)
 
-    def _evict(self, slot: int, keep: int) -> None:
-        lru, holders, mask = self._lru[slot], self._holders, ~(1 << slot)
-        for _ in range(len(lru) - keep):
-            block, _none = lru.popitem(last=False)
+    def _forget(self, slot: int, keep: int) -> None:
+        holders, mask = self._holders, ~(1 << slot)
+        for block in self._held[slot].forget(keep):
             left = holders[block] & mask
             if left:
                 holders[block] = left
@@ -171,54 +251,55 @@ class PrefixIndex:
 
     def match(self, request: InferenceRequest) -> PrefixMatch:
         """Longest indexed prefix of the request at every endpoint that holds any of it."""
-        chains = block_hashes(request, self.block_bytes, self.max_blocks)
-        found: dict[int, int] = {}
+        chains = chains_of(request, self.block_bytes, self.max_blocks)
+        if not chains:
+            return NO_MATCH
         for chain in chains:
-            self._match(chain, found)
-        return PrefixMatch(chains, found, request.prompt_tokens)
+            self._match(chain)
+        return PrefixMatch(chains, request.prompt_tokens)
 
-    def _match(self, chain: Sequence[int], found: dict[int, int]) -> None:
-        """Add each holder's match length in blocks to ``found``."""
-        get = self._holders.get
-        rest = get(chain[0], 0)
-        high = len(chain)
+    def _match(self, chain: Chain) -> None:
+        """Fill in how many blocks of the chain each holder has."""
+        get, hash_of = self._holders.get, chain.hash
+        rest = get(hash_of(0), 0)
+        high = chain.length
         while rest:
             low = 1  # block 0 is held by all of ``rest``
             while low < high:
                 middle = (low + high + 1) >> 1
-                if get(chain[middle - 1], 0) & rest:
+                if get(hash_of(middle - 1), 0) & rest:
                     low = middle
                 else:
                     high = middle - 1
-            deepest = get(chain[low - 1], 0) & rest
+            deepest = get(hash_of(low - 1), 0) & rest
             rest &= ~deepest
             for slot in _slots(deepest):
-                found[slot] = found.get(slot, 0) + low
+                chain.held[slot] = low
             high = low - 1
 
-    def insert(self, slot: int, chains: Sequence[Sequence[int]]) -> None:
-        """``slot`` is about to compute these chains: they become its most recent blocks, older ones make
-        room.
+    def insert(self, slot: int, chains: Sequence[Chain]) -> None:
+        """``slot`` is about to compute these chains, which ``match`` has just made: they become its most
+        recent blocks, and older ones make room.
         """
-        lru = self._lru.get(slot)
-        if lru is None:
+        held = self._held.get(slot)
+        if held is None:
             return
-        holders, bit, capacity = self._holders, 1 << slot, self._capacity[slot]
-        touch = lru.move_to_end
+        holders, bit = self._holders, 1 << slot
         for chain in chains:
-            for block in reversed(chain[:capacity]):
-                if block in lru:
-                    touch(block)
-                else:
-                    lru[block] = None
-                    holders[block] = holders.get(block, 0) | bit
-            if len(lru) > capacity:
-                self._evict(slot, capacity)
+            fresh = held.fresh(chain, slot)
+            if fresh:
+                known = held.generation_of
+                for block in fresh:
+                    if block not in known:
+                        holders[block] = holders.get(block, 0) | bit
+                held.note(fresh)
+                if len(known) > held.capacity:
+                    self._forget(slot, held.capacity)
 
 
-def _rebuild(table: dict[int, Any], sparse_bytes: int) -> None:
+def _rebuild(table: dict[int, int]) -> None:
     # In place and by way of plain lists, so that at no time there are two tables.
-    if getsizeof(table) > sparse_bytes * len(table) + 4096:
+    if getsizeof(table) > _SPARSE_BYTES * len(table) + 4096:
         keys, values = list(table), list(table.values())
         table.clear()
         table.update(zip(keys, values, strict=True))

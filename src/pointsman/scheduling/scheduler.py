@@ -69,9 +69,11 @@ class Scheduler:
             name = self._handler.profile(cycle, self._names) if self._handler else self._names[0]
             profile = self.profiles[name]
         decision = profile.run(cycle)
-        if "prefer" in request.headers and not decision.matched_tokens and _only_if_available(request):
+        if not decision.matched_tokens and _only_if_available(request):
             raise PreconditionFailed("no endpoint that may take this request has its prefix in cache")
-        self.services.prefix.insert(decision.chosen.slot, cycle.get(prefix_match).chains)
+        match = cycle.get(prefix_match)
+        if match.chains:
+            self.services.prefix.insert(decision.chosen.slot, match.chains)
         for observer in self._dispatch:
             observer.on_dispatch(cycle, decision)
         return decision
@@ -83,4 +85,5 @@ class Scheduler:
 
 
 def _only_if_available(request: InferenceRequest) -> bool:
-    return any(part.strip().lower() == IF_AVAILABLE for part in request.headers["prefer"].split(","))
+    prefer = request.headers.get("prefer")
+    return prefer is not None and any(part.strip().lower() == IF_AVAILABLE for part in prefer.split(","))

@@ -46,7 +46,10 @@ class ConsistentHash(Plugin):
         if session:
             return xxh64_intdigest(session.encode())
         chains = cycle.get(prefix_match).chains
-        return chains[0][0] if chains else None
+        if chains:
+            return chains[0].hash(0)
+        prompts = cycle.request.prompts
+        return xxh64_intdigest(prompts[0].data) if prompts else None
 
 
 def _least_loaded(cycle: Cycle) -> Endpoint:
