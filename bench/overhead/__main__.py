@@ -155,7 +155,11 @@ def describe_machine(args: argparse.Namespace) -> dict[str, str]:
         platform.machine(),
     )
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=setup.REPO, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty"],
+        cwd=setup.REPO,
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.strip()
     command = " ".join(["python3 -m bench.overhead", *sys.argv[1:]])
     return {

@@ -116,7 +116,8 @@ def cpu_table(records: Sequence[Record], workload: Workload) -> list[str]:
                 client(series, "p50"),
                 client(series, "p99"),
                 of("rss_mb"),
-                *([of("chunks_per_wakeup", 2), of("chunks_per_read", 2)] if workload.stream else []),
+                *([of("chunks_per_wakeup", 2)] if paced else []),
+                *([of("chunks_per_read", 2)] if workload.stream else []),
             ]
         )
     delay = "chunk delay" if paced else "latency"
@@ -131,7 +132,8 @@ def cpu_table(records: Sequence[Record], workload: Workload) -> list[str]:
         f"{delay} p50 us",
         f"{delay} p99 us",
         "RSS MB",
-        *(["chunks/wake-up", "chunks/read"] if workload.stream else []),
+        *(["chunks/wake-up"] if paced else []),
+        *(["chunks/read"] if workload.stream else []),
     ]
     return [f"### {workload.name}: {workload.title}", "", *table(head, rows), ""]
 
