@@ -133,7 +133,7 @@ class Scheduling(_Section):
 class Prefix(_Section):
     """The approximate prefix index."""
 
-    block_tokens: Annotated[int, Meta(ge=0), _says("0: from the engines' block sizes, at least 128")] = 0
+    block_tokens: Annotated[int, Meta(ge=0), _says("0: from the engines' block sizes, at least 64")] = 0
     max_bytes: Annotated[int, Meta(ge=1 << 20), _says("memory bound of the index")] = 512 * 1024 * 1024
     max_prefix_tokens: Annotated[int, Meta(ge=0), _says("of a prompt that count; 0: all of it")] = 131072
 

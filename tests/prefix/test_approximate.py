@@ -12,15 +12,20 @@ from pointsman.prefix.approximate import DEFAULT_CAPACITY_TOKENS, PrefixIndex
 from pointsman.testing import request
 from pointsman.types import Prompt
 
-CHAIN = 64
+CHAIN = 32
 
 
 def fill(index: PrefixIndex, slot: int, blocks: int, rng: random.Random) -> None:
     """Insert at least ``blocks`` blocks that nobody has seen."""
     for _ in range(0, blocks, CHAIN):
-        data = rng.randbytes(CHAIN * index.block_bytes)
-        fresh = request(prompts=(Prompt(data, CHAIN * index.block_tokens),))
+        data = rng.randbytes((CHAIN + 3) * index.block_bytes)  # the first block is four times as large
+        fresh = request(prompts=(Prompt(data, (CHAIN + 3) * index.block_tokens),))
         index.insert(slot, index.match(fresh).chains)
+
+
+def nearly(index: PrefixIndex, slot: int, blocks: int) -> bool:
+    """The slot holds that many blocks' worth of tokens, or less by no more than a first block."""
+    return (blocks - 4) * index.block_tokens < index.tokens(slot) <= blocks * index.block_tokens
 
 
 def live_a_full_life(index: PrefixIndex, pairs: int) -> None:
@@ -82,8 +87,8 @@ def test_an_endpoint_remembers_as_much_as_its_engine_can_hold() -> None:
     index.add(1)
     for slot in (0, 1):
         fill(index, slot, 40_000, random.Random(slot))
-    assert index.blocks(0) == 100
-    assert index.blocks(1) == DEFAULT_CAPACITY_TOKENS // 64
+    assert nearly(index, 0, 100)
+    assert nearly(index, 1, DEFAULT_CAPACITY_TOKENS // 64)
 
 
 def test_changing_the_block_size_keeps_the_capacity_in_tokens() -> None:
@@ -91,17 +96,18 @@ def test_changing_the_block_size_keeps_the_capacity_in_tokens() -> None:
     index.add(0, 64 * 100)
     index.set_block_tokens(128)
     fill(index, 0, 1000, random.Random(0))
-    assert index.blocks(0) == 50
+    assert nearly(index, 0, 50)
 
 
 def test_engines_sizes_are_ignored_without_auto_tune() -> None:
     index = PrefixIndex(block_tokens=64)
     index.auto_tune = False
-    index.set_default_capacity(64 * 10)
+    index.set_default_capacity(64 * 100)
     index.learn_block_tokens(256)
     index.add(0, 1 << 20)
-    fill(index, 0, 100, random.Random(0))
-    assert (index.block_tokens, index.blocks(0)) == (64, 10)
+    fill(index, 0, 1000, random.Random(0))
+    assert index.block_tokens == 64
+    assert nearly(index, 0, 100)
 
 
 def test_learns_an_engines_block_size_but_no_smaller_one_than_llm_d() -> None:
@@ -113,10 +119,10 @@ def test_learns_an_engines_block_size_but_no_smaller_one_than_llm_d() -> None:
 
 
 def test_only_so_much_of_a_prompt_counts() -> None:
-    index = PrefixIndex(block_tokens=64, max_prefix_tokens=128)
-    assert index.match(request("x" * 4 * 64 * 5)).total_blocks == 2
+    index = PrefixIndex(block_tokens=64, max_prefix_tokens=384)
+    assert index.match(request("x" * 4 * 64 * 9)).total_blocks == 6
     index.set_max_prefix_tokens(0)
-    assert index.match(request("x" * 4 * 64 * 5)).total_blocks == 5
+    assert index.match(request("x" * 4 * 64 * 9)).total_blocks == 9
 
 
 def test_requests_share_a_prefix_only_with_the_same_model_and_root() -> None:
@@ -132,9 +138,9 @@ def test_requests_share_a_prefix_only_with_the_same_model_and_root() -> None:
 def test_a_rest_that_does_not_fill_a_block_does_not_count() -> None:
     index = PrefixIndex(block_tokens=64)
     index.add(0)
-    index.insert(0, index.match(request("x" * 300)).chains)
-    assert index.match(request("x" * 310)).blocks_by_slot == {0: 1}
-    assert index.match(request("x" * 255)).total_blocks == 0
+    index.insert(0, index.match(request("x" * 1300)).chains)
+    assert index.match(request("x" * 1310)).blocks_by_slot == {0: 5}
+    assert index.match(request("x" * 1023)).total_blocks == 0
 
 
 def test_a_prompt_in_use_stays_while_others_come_and_go() -> None:
@@ -163,12 +169,12 @@ def test_notes_of_blocks_in_steady_use_do_not_pile_up() -> None:
             before = tracemalloc.get_traced_memory()[0]
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert grown < 4096
+    assert grown < 64_000
 
 
 def test_finds_any_number_of_holders_at_any_depth() -> None:
-    index, text = PrefixIndex(block_tokens=64), "x" * 256 * 4
+    index, text = PrefixIndex(block_tokens=64), "x" * 256 * 7
     for slot in range(0, 300, 3):
         index.add(slot)
-        index.insert(slot, index.match(request(text[: 256 * (slot % 4 + 1)])).chains)
-    assert index.match(request(text)).blocks_by_slot == {slot: slot % 4 + 1 for slot in range(0, 300, 3)}
+        index.insert(slot, index.match(request(text[: 256 * (slot % 4 + 4)])).chains)
+    assert index.match(request(text)).blocks_by_slot == {slot: slot % 4 + 4 for slot in range(0, 300, 3)}

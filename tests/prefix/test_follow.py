@@ -40,9 +40,9 @@ def test_endpoints_that_join_are_indexed_until_they_leave_or_restart() -> None:
 def test_one_block_size_suits_every_engine() -> None:
     pool, index = pool_and_index("a", "b")
     publish(pool, "a", 16, 1000)
-    assert index.block_tokens == 128
+    assert index.block_tokens == 64
     publish(pool, "b", 96, 1000)
-    assert index.block_tokens == 192
+    assert index.block_tokens == 96
 
 
 def test_sizes_that_are_not_to_be_tuned_stay() -> None:

@@ -27,8 +27,16 @@ Block = tuple[str, ...]
 
 
 def ask(texts: list[str]) -> InferenceRequest:
-    prompts = tuple(Prompt(("".join(c * BLOCK * 4 for c in t)).encode(), BLOCK * len(t)) for t in texts)
+    prompts = tuple(
+        Prompt((t[0] * 3 * BLOCK * 4 + "".join(c * BLOCK * 4 for c in t)).encode(), tokens(len(t)))
+        for t in texts
+    )
     return request(prompts=prompts, prompt_tokens=sum(p.tokens for p in prompts))
+
+
+def tokens(letters: int) -> int:
+    """The first block is four times as large as the next ones."""
+    return BLOCK * (letters + 3) if letters else 0
 
 
 def blocks(text: str) -> list[Block]:
@@ -49,14 +57,14 @@ class Model:
 
     def insert(self, slot: int, text: str) -> None:
         used = self.used[slot]
-        for block in reversed(blocks(text)[: self.capacity[slot]]):
+        for block in reversed(blocks(text)[: max(0, self.capacity[slot] - 3)]):
             if block in used:
                 used.remove(block)
             used.append(block)
 
     def recent(self, slot: int) -> list[Block]:
         """Must still be there: all that fits, but for a generation and the prompt that closed it."""
-        sure = self.capacity[slot] - self.capacity[slot] // GENERATIONS - 7
+        sure = (self.capacity[slot] - self.capacity[slot] // GENERATIONS - 10) // 4
         return self.used[slot][-sure:] if sure > 0 else []
 
 
@@ -97,20 +105,19 @@ class Index(RuleBasedStateMachine):
         if slot in self.model.used:
             for text in texts:
                 self.model.insert(slot, text)
-            assert self.index.match(ask(texts[-1:])).blocks_by_slot.get(slot, 0) == min(
-                len(texts[-1]), self.model.capacity[slot]
-            )
+            fitting = min(len(texts[-1]), max(0, self.model.capacity[slot] - 3))
+            assert self.index.match(ask(texts[-1:])).tokens(slot) == tokens(fitting)
 
     @rule(texts=st.lists(TEXTS, min_size=1, max_size=3))
     def matches_as_walking_would(self, texts: list[str]) -> None:
         match = self.index.match(ask(texts))
-        assert match.total_blocks == sum(map(len, texts))
+        asked = sum(tokens(len(text)) for text in texts)
+        assert match.total_blocks == asked // BLOCK
         for slot in self.model.used:
             held = self.held(slot)
-            expected = sum(len([b for b in blocks(text) if b in held]) for text in texts)
-            assert match.blocks_by_slot.get(slot, 0) == expected
-            assert match.tokens(slot) == BLOCK * expected
-            assert match.ratio(slot) == expected / match.total_blocks
+            expected = sum(tokens(len([b for b in blocks(text) if b in held])) for text in texts)
+            assert match.tokens(slot) == expected
+            assert match.ratio(slot) == expected / asked
 
     @precondition(lambda self: self.model.used)
     @rule()
@@ -121,18 +128,15 @@ class Index(RuleBasedStateMachine):
 
     def held(self, slot: int) -> set[Block]:
         return {
-            tuple(text)
-            for text in EVERY
-            if self.index.match(ask([text])).blocks_by_slot.get(slot) == len(text)
+            tuple(text) for text in EVERY if self.index.match(ask([text])).tokens(slot) == tokens(len(text))
         }
 
     @invariant()
     def holds_what_was_used_most_recently_without_holes(self) -> None:
         total = 0
         for slot in NAMES:
-            count = self.index.blocks(slot)
-            total += count
-            assert count <= self.model.capacity.get(slot, 0)
+            total += self.index.blocks(slot)
+            assert self.index.tokens(slot) <= BLOCK * self.model.capacity.get(slot, 0)
         assert self.index.used_bytes == self.index.pair_bytes * total
         slots = list(self.model.used)
         if slots:  # one of them; asking for every block of all would take long

@@ -31,7 +31,7 @@ HEADERS = {
 }
 COUNTS = (0, 0, 1, 3, 4.5, 5, 100, 10**6, 1e9)
 SHARES = (-0.5, 0.0, 1e-9, 0.3, 0.799, 0.8, 1.0, 1.5)
-BLOCK = "x" * 512
+BLOCK = "x" * 1024
 
 
 def any_of(rng: random.Random, options: dict[str, tuple[str, ...]]) -> dict[str, str]:

@@ -12,7 +12,8 @@ from pointsman.scheduling.cycle import Cycle
 from pointsman.testing import cycle, fleet, request, services
 from pointsman.types import ROLE_LABEL
 
-BLOCK = 64 * 4
+BLOCK = 4 * 64 * 4
+"""The index's first block, in bytes; multiples of it end on later blocks, too."""
 PEAK = 15928
 
 

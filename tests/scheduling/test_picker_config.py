@@ -100,7 +100,7 @@ def test_the_blend(caplog: pytest.LogCaptureFixture) -> None:
     made = scheduler(loaded, pool)
     assert made.saturation(pool) == pytest.approx(1.0)
     index = made.services.prefix
-    assert (index.block_tokens, index.max_blocks, index.auto_tune) == (64, 256, False)
+    assert (index.block_tokens, index.max_prefix_tokens, index.auto_tune) == (64, 256 * 64, False)
 
 
 def test_no_configuration_is_the_compiled_in_blend() -> None:

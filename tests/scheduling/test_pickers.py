@@ -115,7 +115,7 @@ def test_consistent_hash_moves_only_the_keys_of_who_left() -> None:
 
 def test_consistent_hash_goes_by_session_then_first_block() -> None:
     plugin, pool = picker("consistent-hash-picker"), fleet(20)
-    block = "x" * 512
+    block = "x" * 1024
     assert len({plugin.pick(cycle(pool, block + text), [])[0].name for text in keys(20)}) == 1
     session = {"x-session-id": "s"}
     assert len({plugin.pick(cycle(pool, text, headers=session), [])[0].name for text in keys(20)}) == 1

@@ -12,7 +12,8 @@ from pointsman.scheduling.cycle import Cycle, Services
 from pointsman.testing import cycle, fleet, request, services
 from pointsman.types import Decision, Endpoint
 
-BLOCK = 64 * 4
+BLOCK = 4 * 64 * 4
+"""The index's first block, in bytes; multiples of it end on later blocks, too."""
 RANGE = "llm-d.ai/context-length-range"
 HOST = "kubernetes.io/hostname"
 ZONE = "topology.kubernetes.io/zone"
@@ -58,8 +59,8 @@ def test_prefix_cache_scorer_is_the_matched_share_of_blocks() -> None:
 
 
 def test_prefix_cache_scorer_weighs_match_length() -> None:
-    asked = holding([4, 1, 0], "x" * BLOCK * 4)  # 256 and 64 tokens of 256
-    got = score("prefix-cache-scorer", asked, matchLengthWeight=0.4, matchLengthScaleTokens=128)
+    asked = holding([4, 1, 0], "x" * BLOCK * 4)  # 1024 and 256 tokens of 1024
+    got = score("prefix-cache-scorer", asked, matchLengthWeight=0.4, matchLengthScaleTokens=512)
     assert got == pytest.approx([0.4 * 1.0 + 0.6 * 1.0, 0.4 * 0.5**2 + 0.6 * 0.25, 0.0])
 
 
@@ -89,7 +90,7 @@ def test_active_request_scorer() -> None:
 def test_token_load_scorer_counts_this_requests_uncached_tokens_too() -> None:
     asked = holding([4, 1, 0], "x" * BLOCK * 4, tokens=[1000, 0, 0])
     got = score("token-load-scorer", asked, queueThresholdTokens=2000)
-    assert got == pytest.approx([1 - 1000 / 2000, 1 - 192 / 2000, 1 - 256 / 2000])
+    assert got == pytest.approx([1 - 1000 / 2000, 1 - 768 / 2000, 1 - 1024 / 2000])
 
 
 def test_token_load_scorer_threshold() -> None:

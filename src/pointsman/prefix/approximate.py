@@ -9,6 +9,7 @@ pair costs at most ``pair_bytes``, and each endpoint gets an equal share of ``ma
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import compress, count
@@ -19,8 +20,7 @@ from pointsman.types import BYTES_PER_TOKEN, InferenceRequest
 
 MIN_BLOCK_TOKENS = 64
 """llm-d's floor (facts 5.1): smaller blocks cost hashing time and tell little more."""
-DEFAULT_BLOCK_TOKENS = 128
-"""Two of llm-d's blocks, and Gaudi's KV block."""
+DEFAULT_BLOCK_TOKENS = 64
 DEFAULT_CAPACITY_TOKENS = 31250 * 64
 """Where the engine does not publish its KV size: llm-d's lruCapacityPerServer (facts 5.1) in tokens."""
 DEFAULT_MAX_BYTES = 512 * 1024 * 1024
@@ -49,12 +49,15 @@ class PrefixMatch:
     def __init__(self, chains: Sequence[Chain], prompt_tokens: int) -> None:
         self.chains = chains
         self.blocks_by_slot: dict[int, int] = {}
+        """Matched length in the pool's block size."""
         self.total_blocks = 0
         self.prompt_tokens = prompt_tokens
+        found = self.blocks_by_slot
         for chain in chains:
-            self.total_blocks += chain.length
-            for slot, blocks in chain.held.items():
-                self.blocks_by_slot[slot] = self.blocks_by_slot.get(slot, 0) + blocks
+            ends, size = chain.ends, chain.ends[0] // 4
+            self.total_blocks += ends[chain.length - 1] // size
+            for slot, held in chain.held.items():
+                found[slot] = found.get(slot, 0) + ends[held - 1] // size
 
     def ratio(self, slot: int) -> float:
         """Matched share of the request's blocks at ``slot``, 0 to 1."""
@@ -78,21 +81,37 @@ class _Held:
     after them; so forgetting the oldest generation from its end never leaves a hole.
     """
 
-    __slots__ = ("capacity", "generation_of", "generations", "noted", "wanted_tokens", "young")
+    __slots__ = (
+        "block_tokens",
+        "capacity_tokens",
+        "generation_of",
+        "generations",
+        "max_blocks",
+        "noted",
+        "tokens",
+        "wanted_tokens",
+        "young",
+        "young_tokens",
+    )
 
     def __init__(self) -> None:
         self.generation_of: dict[int, int] = {}
         self.generations: deque[tuple[int, list[int]]] = deque([(0, [])])
         """Oldest first: number, blocks noted in it (also those used again since)."""
         self.young = 0
+        self.young_tokens = 0
         self.noted = 0
-        self.capacity = 0
+        self.tokens = 0
+        self.block_tokens = 0
+        self.capacity_tokens = 0
+        self.max_blocks = 0
         self.wanted_tokens: int | None = None
 
     def fresh(self, chain: Chain, slot: int) -> list[int]:
         """The chain's blocks, within capacity, that are not of the young generation, in order."""
         young, get = self.young, self.generation_of.get
-        length = min(chain.length, self.capacity)
+        fitting = bisect_right(chain.ends, self.capacity_tokens * BYTES_PER_TOKEN)
+        length = min(chain.length, fitting, self.max_blocks)
         low = min(chain.held.get(slot, 0), length)
         if low and get(chain.hash(low - 1)) != young:
             high = low - 1  # of the blocks it holds, those up to ``low`` are young
@@ -108,14 +127,21 @@ class _Held:
 
     def note(self, blocks: list[int]) -> None:
         """These are in use now."""
-        self.generation_of.update(dict.fromkeys(blocks, self.young))
-        _, noted = self.generations[-1]
-        noted += blocks
+        known, young, size = self.generation_of, self.young, self.block_tokens
+        tokens = 0
+        for block in blocks:
+            if block not in known:
+                self.tokens += size << (block & 15)
+            known[block] = young
+            tokens += size << (block & 15)
+        self.generations[-1][1].extend(blocks)
         self.noted += len(blocks)
-        if len(noted) * GENERATIONS >= self.capacity:
+        self.young_tokens += tokens
+        if self.young_tokens * GENERATIONS >= self.capacity_tokens:
             self.young += 1
+            self.young_tokens = 0
             self.generations.append((self.young, []))
-        if self.noted > 2 * self.capacity + 64:
+        if self.noted > 2 * len(known) + 1024:
             self._tidy()
 
     def _tidy(self) -> None:
@@ -125,19 +151,20 @@ class _Held:
         self.generations = deque((g, noted) for g, noted in kept if noted or g == self.young)
         self.noted = sum(len(noted) for _, noted in self.generations)
 
-    def forget(self, keep: int) -> list[int]:
-        """Take out the oldest until ``keep`` are left; returns what went."""
+    def forget(self, keep_tokens: int, keep_blocks: int) -> list[int]:
+        """Take out the oldest until no more than that is left; returns what went."""
         gone = []
-        generation_of = self.generation_of
-        while len(generation_of) > keep:
+        known, size = self.generation_of, self.block_tokens
+        while self.tokens > keep_tokens or len(known) > keep_blocks:
             number, noted = self.generations[0]
             if not noted:
                 self.generations.popleft()
                 continue
             block = noted.pop()
             self.noted -= 1
-            if generation_of.get(block) == number:
-                del generation_of[block]
+            if known.get(block) == number:
+                del known[block]
+                self.tokens -= size << (block & 15)
                 gone.append(block)
         if not self.generations:
             self.generations.append((self.young, []))
@@ -172,7 +199,8 @@ class PrefixIndex:
         self.set_max_prefix_tokens(self.max_prefix_tokens)
         self._holders.clear()
         for held in self._held.values():
-            held.forget(0)
+            held.forget(0, 0)
+            held.block_tokens = self.block_tokens
         self._share()
 
     def learn_block_tokens(self, block_tokens: int) -> None:
@@ -183,7 +211,8 @@ class PrefixIndex:
     def set_max_prefix_tokens(self, max_prefix_tokens: int) -> None:
         """How much of a prompt counts; 0: all of it."""
         self.max_prefix_tokens = max_prefix_tokens
-        self.max_blocks = max(1, max_prefix_tokens // self.block_tokens) if max_prefix_tokens else 1 << 40
+        most = max(max_prefix_tokens, self.block_tokens) if max_prefix_tokens else 1 << 40
+        self._max_bytes_of_prompt = most * BYTES_PER_TOKEN
 
     def set_default_capacity(self, tokens: int) -> None:
         """Size of an endpoint's LRU where its engine does not publish its KV size, or it is not to be
@@ -206,23 +235,29 @@ class PrefixIndex:
         held = self._held.get(slot)
         return len(held.generation_of) if held else 0
 
+    def tokens(self, slot: int) -> int:
+        """Prompt tokens that those blocks stand for."""
+        held = self._held.get(slot)
+        return held.tokens if held else 0
+
     def add(self, slot: int, capacity_tokens: int | None = None) -> None:
         """Make ``slot`` known, or change the KV size it publishes (tokens; None where unknown)."""
         held = self._held.setdefault(slot, _Held())
         held.wanted_tokens = capacity_tokens
+        held.block_tokens = self.block_tokens
         self._share()
 
     def remove(self, slot: int) -> None:
         """Forget everything about ``slot``."""
         if slot in self._held:
-            self._forget(slot, 0)
+            self._forget(slot, 0, 0)
             del self._held[slot]
             self._share()
 
     def clear(self, slot: int) -> None:
         """The endpoint lost its cache (a restart): forget its blocks, keep its place."""
         if slot in self._held:
-            self._forget(slot, 0)
+            self._forget(slot, 0, 0)
             self._compact()
 
     def _share(self) -> None:
@@ -230,8 +265,8 @@ class PrefixIndex:
         for slot, held in self._held.items():
             tokens = held.wanted_tokens
             known = tokens if tokens and self.auto_tune else self._default_capacity
-            held.capacity = min(fair, known // self.block_tokens)
-            self._forget(slot, held.capacity)
+            held.capacity_tokens, held.max_blocks = known, fair
+            self._forget(slot, known, fair)
         self._compact()
 
     def _compact(self) -> None:
@@ -240,9 +275,9 @@ class PrefixIndex:
         for held in self._held.values():
             _rebuild(held.generation_of)
 
-    def _forget(self, slot: int, keep: int) -> None:
+    def _forget(self, slot: int, keep_tokens: int, keep_blocks: int) -> None:
         holders, mask = self._holders, ~(1 << slot)
-        for block in self._held[slot].forget(keep):
+        for block in self._held[slot].forget(keep_tokens, keep_blocks):
             left = holders[block] & mask
             if left:
                 holders[block] = left
@@ -251,7 +286,7 @@ class PrefixIndex:
 
     def match(self, request: InferenceRequest) -> PrefixMatch:
         """Longest indexed prefix of the request at every endpoint that holds any of it."""
-        chains = chains_of(request, self.block_bytes, self.max_blocks)
+        chains = chains_of(request, self.block_bytes, self._max_bytes_of_prompt)
         if not chains:
             return NO_MATCH
         for chain in chains:
@@ -293,8 +328,8 @@ class PrefixIndex:
                     if block not in known:
                         holders[block] = holders.get(block, 0) | bit
                 held.note(fresh)
-                if len(known) > held.capacity:
-                    self._forget(slot, held.capacity)
+                if held.tokens > held.capacity_tokens or len(known) > held.max_blocks:
+                    self._forget(slot, held.capacity_tokens, held.max_blocks)
 
 
 def _rebuild(table: dict[int, int]) -> None:
