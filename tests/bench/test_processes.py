@@ -1,0 +1,49 @@
+"""Processes started for a measurement: they get ready, tell why not, and are gone afterwards."""
+
+import asyncio
+import os
+import time
+
+import pytest
+
+from pointsman.bench.probe import Probe
+from pointsman.bench.processes import ProcessFailed, running
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_a_process_gets_ready_and_is_gone_after_the_block(server):
+    args = ("serve", server.url, "--host", "127.0.0.1", "--port", "0", "--admin-port", "0")
+    async with running("router", args) as process:
+        url = (await process.says(r"^base URL: (\S+)/v1$", 20.0))[1]
+        assert url.startswith("http://127.0.0.1:")
+        assert _alive(process.pid)
+        assert process.cpu_s() > 0
+    assert not _alive(process.pid)
+
+
+async def test_a_process_that_ends_has_its_last_words_told():
+    async with running("router", ("serve",)) as process:
+        with pytest.raises(ProcessFailed, match=r"router ended: .*endpoints: name at least one"):
+            await process.says("base URL", 20.0)
+
+
+async def test_a_process_that_does_not_get_ready_is_told(server):
+    args = ("serve", server.url, "--host", "127.0.0.1", "--port", "0", "--admin-port", "0")
+    async with running("router", args) as process:
+        with pytest.raises(ProcessFailed, match=r"router was not ready in 0\.1 s"):
+            await process.says("never said", 0.1)
+    assert not _alive(process.pid)
+
+
+async def test_a_probe_times_round_trips(server):
+    async with Probe(server.url, "/health", time.perf_counter) as probe:
+        await asyncio.sleep(0.3)
+        assert len(probe.round_trips_s) >= 2
+    assert 0 <= probe.lag_s() < max(probe.round_trips_s)
