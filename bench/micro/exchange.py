@@ -138,10 +138,8 @@ async def main() -> None:
                 one(data)
                 times.append((time.perf_counter() - start) * 1e6)
         times.sort()
-        mean = sum(times) / len(times)
-        print(
-            f"{name}: mean {mean:.1f} us, median {times[len(times) // 2]:.1f} us, p99 {times[-len(times) // 100]:.1f} us"
-        )
+        mean, middle, late = sum(times) / len(times), times[len(times) // 2], times[-len(times) // 100]
+        print(f"{name}: mean {mean:.1f} us, median {middle:.1f} us, p99 {late:.1f} us")
 
 
 asyncio.run(main())

@@ -33,6 +33,7 @@ tables are: just grown, full of holes, shrunk. 140 bytes is usual; tests/prefix 
 _SPARSE_BYTES = 140
 """A table that takes more than this for an entry has shrunk: growing alone never leaves it so sparse."""
 
+MAX_DEPTHS = 4096
 GENERATIONS = 8
 """Steps in which an endpoint's blocks age. A prompt whose deepest known block is young needs no touch at
 all.
@@ -187,6 +188,8 @@ class PrefixIndex:
         """Block and cache sizes that engines publish are used; without it they are as configured."""
         self._default_capacity = DEFAULT_CAPACITY_TOKENS
         self._holders: dict[int, int] = {}
+        self._depths: dict[int, int] = {}
+        """First block to the depth of the last match that began with it: where to look first."""
         self._held: dict[int, _Held] = {}
         self.set_block_tokens(block_tokens)
 
@@ -198,6 +201,7 @@ class PrefixIndex:
         self.block_bytes = self.block_tokens * BYTES_PER_TOKEN
         self.set_max_prefix_tokens(self.max_prefix_tokens)
         self._holders.clear()
+        self._depths.clear()
         for held in self._held.values():
             held.forget(0, 0)
             held.block_tokens = self.block_tokens
@@ -296,10 +300,13 @@ class PrefixIndex:
     def _match(self, chain: Chain) -> None:
         """Fill in how many blocks of the chain each holder has."""
         get, hash_of = self._holders.get, chain.hash
-        rest = get(hash_of(0), 0)
-        high = chain.length
+        first = hash_of(0)
+        rest = get(first, 0)
+        if not rest:
+            return
+        low, high = self._around_last_depth(chain, first, rest)  # block 0 is held by all of ``rest``
+        noted = False
         while rest:
-            low = 1  # block 0 is held by all of ``rest``
             while low < high:
                 middle = (low + high + 1) >> 1
                 if get(hash_of(middle - 1), 0) & rest:
@@ -310,7 +317,24 @@ class PrefixIndex:
             rest &= ~deepest
             for slot in _slots(deepest):
                 chain.held[slot] = low
-            high = low - 1
+            if not noted:
+                noted = True
+                if len(self._depths) >= MAX_DEPTHS:
+                    self._depths.clear()
+                self._depths[first] = low
+            low, high = 1, low - 1
+
+    def _around_last_depth(self, chain: Chain, first: int, rest: int) -> tuple[int, int]:
+        """Bounds of the deepest match. Prompts that begin alike mostly match as deep as the last one did."""
+        depth, length = self._depths.get(first, 0), chain.length
+        if not 0 < depth <= length:
+            return 1, length
+        get = self._holders.get
+        if not get(chain.hash(depth - 1), 0) & rest:
+            return 1, depth - 1
+        if depth == length or not get(chain.hash(depth), 0) & rest:
+            return depth, depth
+        return depth + 1, length
 
     def insert(self, slot: int, chains: Sequence[Chain]) -> None:
         """``slot`` is about to compute these chains, which ``match`` has just made: they become its most
