@@ -178,6 +178,7 @@ class Engine:
         request.arrived_s = now_s
         if not self.parameters.prefix_caching:
             request.blocks = ()
+            request._continue = None
         if not self.waiting:  # else the head of the queue is what cannot join
             self.interrupt(now_s)
         self.waiting[request] = None

@@ -1,0 +1,1 @@
+"""The API formats a simulated engine speaks, one file each."""

@@ -1,0 +1,155 @@
+"""What a simulated engine or fleet is made of, and the fleet file that says so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+import yaml
+from msgspec import Meta, structs
+
+from pointsman.errors import SettingsError
+from pointsman.registry import hint
+from pointsman.sim.profiles import ACCELERATORS, GRANITE, MODELS, PARAMETERS, EngineParameters
+
+Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
+Count: TypeAlias = Annotated[int, Meta(ge=1)]
+MAX_MODEL_LEN = 131_072
+
+
+class EngineSpec(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """One simulated engine. Names and meanings are those of vLLM's options where there is one."""
+
+    accelerator: str = ACCELERATORS[0]
+    model: str | tuple[str, ...] = GRANITE
+    """The name it serves; several are aliases of one model."""
+    constants: str = ""
+    """The model whose measured speed it has; by default ``model`` where that was measured."""
+    name: str = ""
+    port: Port = 0
+    """0 picks a free one."""
+    block_tokens: Count | None = None
+    kv_tokens: Count | None = None
+    max_num_seqs: Count | None = None
+    max_num_batched_tokens: Count | None = None
+    max_model_len: Count | None = None
+    max_num_queued_reqs: Count | None = None
+    """Waiting and running together; more are answered 503. None: no limit."""
+    enable_prefix_caching: bool = True
+    loras: tuple[str, ...] = ()
+    max_loras: Count = 4
+    output_tokens: Count = 128
+    """Length of an answer to a request that sets no limit."""
+    labels: Mapping[str, str] = {}
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.model,) if isinstance(self.model, str) else self.model
+
+    def parameters(self) -> EngineParameters:
+        """Its speed and limits; ``SettingsError`` when there is no such set."""
+        if self.accelerator not in ACCELERATORS:
+            raise SettingsError(
+                f"accelerator: {self.accelerator!r} is not known{hint(self.accelerator, ACCELERATORS)}; "
+                f"there are {', '.join(ACCELERATORS)}"
+            )
+        served = self.models[0].rpartition("/")[2]
+        constants = self.constants or (served if served in MODELS else GRANITE)
+        found = PARAMETERS.get((self.accelerator, constants))
+        if found is None:
+            measured = [model for accelerator, model in PARAMETERS if accelerator == self.accelerator]
+            raise SettingsError(
+                f"constants: {constants!r} was not measured on {self.accelerator}; "
+                f"there is {', '.join(measured)}"
+            )
+        changes: dict[str, Any] = {
+            "block_tokens": self.block_tokens,
+            "kv_tokens": self.kv_tokens,
+            "max_sequences": self.max_num_seqs,
+            "step_tokens": self.max_num_batched_tokens,
+            "prefix_caching": self.enable_prefix_caching,
+        }
+        return structs.replace(found, **{key: value for key, value in changes.items() if value is not None})
+
+    def context_tokens(self) -> int:
+        """Longest prompt and answer together; never more than the KV cache holds."""
+        parameters = self.parameters()
+        return min(self.max_model_len or MAX_MODEL_LEN, parameters.kv_blocks * parameters.block_tokens)
+
+
+class FleetItem(EngineSpec, kw_only=True):
+    """Several engines alike."""
+
+    count: Count | None = None
+    names: tuple[str, ...] = ()
+    base_port: Port = 0
+    """The first one's port; the others follow."""
+
+    def engines(self) -> list[EngineSpec]:
+        if self.count is not None and self.names and self.count != len(self.names):
+            raise SettingsError(f"count: {self.count} engines but {len(self.names)} names; leave one out")
+        single = {field: getattr(self, field) for field in EngineSpec.__struct_fields__}
+        if self.count is None and not self.names:
+            return [EngineSpec(**single | {"port": self.port or self.base_port})]
+        if self.port:
+            raise SettingsError("port: of several engines alike, give base_port instead")
+        names = self.names or tuple(f"{self.name or self.accelerator}-{i}" for i in range(self.count or 0))
+        return [
+            EngineSpec(**single | {"name": name, "port": self.base_port and self.base_port + i})
+            for i, name in enumerate(names)
+        ]
+
+
+class Pace(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """How simulated time becomes bytes on the wire."""
+
+    speed: Annotated[float, Meta(gt=0)] = 1.0
+    """Engine seconds in a wall-clock second."""
+    tokens_per_chunk: Count = 1
+    """Tokens a stream sends at once; the first token always goes at once."""
+
+
+class FleetFile(Pace, frozen=True, kw_only=True):
+    """A fleet file: pace, address, engines. A bare list is its ``engines``."""
+
+    host: str = "127.0.0.1"
+    engines: tuple[FleetItem, ...] = ()
+
+
+def load_fleet(path: str | os.PathLike[str]) -> FleetFile:
+    """The fleet file at ``path``; ``SettingsError`` naming the key that is wrong."""
+    try:
+        content: object = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"fleet: cannot read {os.fspath(path)}: {exc}") from exc
+    except yaml.YAMLError as exc:
+        raise SettingsError(f"fleet: {os.fspath(path)} is not YAML: {exc}") from exc
+    if isinstance(content, list):
+        content = {"engines": content}
+    try:
+        fleet = msgspec.convert(content, FleetFile)
+    except msgspec.ValidationError as exc:
+        raise SettingsError(f"fleet: {os.fspath(path)}: {exc}") from exc
+    if not fleet.engines:
+        raise SettingsError(f"fleet: {os.fspath(path)}: `engines` is empty; list at least one")
+    return fleet
+
+
+def expand(items: Sequence[FleetItem]) -> list[EngineSpec]:
+    """One spec an engine, each with a name of its own."""
+    specs = [spec for item in items for spec in item.engines()]
+    taken: set[str] = set()
+    for spec in specs:
+        wanted = name = spec.name or spec.accelerator
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{wanted}-{number}"
+        if spec.name and name != spec.name:
+            raise SettingsError(f"name: two engines are called {spec.name!r}")
+        taken.add(name)
+        spec.name = name
+    return specs
