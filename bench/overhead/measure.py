@@ -20,6 +20,7 @@ from .workloads import Workload
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 MAX_PACE_LOSS = 0.05  # a paced run at under 95% of its rate is another workload than the one beside it
+MAX_SCRAPE_LOSS = 0.10  # a pause of 50 ms and the scrape itself make somewhat less than 20 Hz
 
 
 def cpu_s(pids: list[int]) -> float:
@@ -234,6 +235,8 @@ def faults(
     chunks_per_s = client["events"] / client["elapsed_s"]
     if expected and chunks_per_s < expected * (1 - MAX_PACE_LOSS):
         found.append(f"{chunks_per_s:.0f} of {expected:.0f} chunks/s")
+    if result.scrapes_per_s < workload.scrapes_per_s * (1 - MAX_SCRAPE_LOSS):
+        found.append(f"{result.scrapes_per_s:.0f} of {workload.scrapes_per_s:.0f} scrapes/s")
     if not result.units_per_s:
         found.append("nothing was done in the window")
     return found

@@ -25,6 +25,7 @@ class Workload:
     beside: tuple[str, ...] = ("envoy",)  # measured next to every router, in the same round
     settings: dict[str, str] = field(default_factory=dict)  # Pointsman's --set
     peers: tuple[str, ...] = ()  # the only routers it makes sense for; empty: all
+    scrapes_per_s: float = 0.0  # that the router must reach
 
     @property
     def flat_out(self) -> bool:
@@ -148,20 +149,21 @@ WORKLOADS = {
         ),
         Workload(
             "SCRAPE",
-            "100 endpoints with full-length vLLM metrics pages scraped at 20 Hz, a slow stream at each",
+            "100 endpoints with full-length vLLM metrics pages scraped at 20 Hz, 5 slow streams at each",
             "second",
-            100,
+            500,  # so that hardly an endpoint is idle, which would be scraped less often
             own=370,
             max_tokens=4,
             stream=True,
-            pace_us=500_000,
-            stagger_us=15_000,
-            warmup_s=2.5,
+            pace_us=1_000_000,
+            stagger_us=8_000,
+            warmup_s=4.5,
             duration_s=4.0,
             endpoints=100,
             beside=(),
             settings={"metrics.interval_s": "0.05"},
             peers=("pointsman",),
+            scrapes_per_s=2000,
         ),
     )
 }
