@@ -37,8 +37,14 @@ async def serving(
 ) -> AsyncIterator[Application]:
     """The gateway, listening until the block ends; ``out`` gets its request log."""
     application = Application(settings(*endpoints, **sections), out=out or io.StringIO())
+    failed: BaseException | None = None
     async with application.running():
-        yield application
+        try:
+            yield application
+        except BaseException as error:  # a failed test is to be seen as it failed, after a clean stop
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 async def admin(app: Application, path: str, method: str = "GET", body: object = None) -> Response:
