@@ -72,7 +72,12 @@ class EngineSpec(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             "step_tokens": self.max_num_batched_tokens,
             "prefix_caching": self.enable_prefix_caching,
         }
-        return structs.replace(found, **{key: value for key, value in changes.items() if value is not None})
+        parameters = structs.replace(found, **{key: v for key, v in changes.items() if v is not None})
+        if not parameters.kv_blocks:
+            raise SettingsError(
+                f"kv_tokens: {parameters.kv_tokens} is less than one block of {parameters.block_tokens}"
+            )
+        return parameters
 
     def context_tokens(self) -> int:
         """Longest prompt and answer together; never more than the KV cache holds."""

@@ -1,0 +1,122 @@
+"""``pointsman engine``: simulated model servers, one or a fleet of them in one process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import resource
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pointsman.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pointsman.sim.server import SimulatedEngine
+    from pointsman.sim.spec import FleetFile
+
+NAME = "engine"
+HELP = "simulate model servers over HTTP"
+DEFAULT_PORT = 8000
+_OF_ONE_ENGINE = ("port", "model", "accelerator", "set")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--port", type=int, metavar="N", help=f"0 picks a free one; default: {DEFAULT_PORT}")
+    add("--model", action="append", metavar="NAME", help="name it serves; again for an alias")
+    add("--accelerator", metavar="NAME", help="whose speed it has: h100-nvl, mi325x or gaudi3")
+    add(
+        "--set",
+        action="append",
+        metavar="KEY=VALUE",
+        help="any other key of a fleet file's engine, such as kv_tokens=100000",
+    )
+    add("--fleet", metavar="FILE", help="run the engines of this YAML file instead")
+    add("--host", metavar="ADDRESS", help="address to listen on; default: 127.0.0.1")
+    add("--speed", type=float, metavar="X", help="simulated seconds in one of ours; default: 1")
+    add("--tokens-per-chunk", type=int, metavar="N", help="tokens a stream sends at once; default: 1")
+
+
+def run(args: argparse.Namespace) -> int:
+    import uvloop
+
+    fleet = _fleet(args)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a file for each connection
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(fleet))
+
+
+def _fleet(args: argparse.Namespace) -> FleetFile:
+    """What to run: the file, or one engine; in both cases with the command line's pace and address."""
+    import msgspec
+
+    from pointsman.sim.spec import FleetFile, load_fleet
+
+    if args.fleet is None:
+        fields: dict[str, object] = {"engines": [_one_engine(args)]}
+    else:
+        mixed = next((name for name in _OF_ONE_ENGINE if getattr(args, name) is not None), None)
+        if mixed is not None:
+            raise SettingsError(f"--{mixed}: is for a single engine; write it into the fleet file instead")
+        fields = msgspec.structs.asdict(load_fleet(args.fleet))
+    for field in ("host", "speed", "tokens_per_chunk"):
+        if getattr(args, field) is not None:
+            fields[field] = getattr(args, field)
+    try:
+        return msgspec.convert(msgspec.to_builtins(fields), FleetFile)
+    except msgspec.ValidationError as exc:
+        raise SettingsError(str(exc)) from exc
+
+
+def _one_engine(args: argparse.Namespace) -> dict[str, object]:
+    import yaml
+
+    fields: dict[str, object] = {"port": DEFAULT_PORT if args.port is None else args.port}
+    if args.model is not None:
+        fields["model"] = args.model
+    if args.accelerator is not None:
+        fields["accelerator"] = args.accelerator
+    for setting in args.set or ():
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise SettingsError(f"--set: {setting!r} is not KEY=VALUE")
+        fields[key] = yaml.safe_load(value)
+    return fields
+
+
+async def _serve(fleet: FleetFile) -> int:
+    from pointsman.sim.fleet import running_fleet
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running_fleet(
+        fleet.engines, host=fleet.host, speed=fleet.speed, tokens_per_chunk=fleet.tokens_per_chunk
+    ) as engines:
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)  # requests are freed by reference counts, cycles are rare
+        print(report(engines), flush=True)
+        await stop.wait()
+    return 0
+
+
+def report(engines: Sequence[SimulatedEngine]) -> str:
+    """Each engine in a line, and how to route to them."""
+    speed = engines[0].pace.speed
+    pace = "" if speed == 1 else f", {speed:g} simulated seconds a second"
+    lines = [f"pointsman engine: {len(engines)} simulated (no model, no accelerator{pace})"]
+    width = max(len(engine.name) for engine in engines)
+    for engine in engines:
+        kv, block = engine.engine.kv, engine.engine.parameters.block_tokens
+        models = ", ".join(engine.spec.models)
+        facts = f"models: {models}  block: {block} tokens  KV: {kv.blocks * block:,} tokens"
+        lines.append(f"  {engine.name:<{width}}  {engine.url}  {facts}")
+    lines.append(f"route to them: pointsman serve {' '.join(engine.url for engine in engines)}")
+    return "\n".join(lines)
