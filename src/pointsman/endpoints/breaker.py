@@ -25,7 +25,7 @@ class Breaker:
 
     def __init__(self, settings: BreakerSettings) -> None:
         self._settings = settings
-        self._open_s = settings.open_s
+        self._open_s = min(settings.open_s, settings.max_open_s)
         self._faults = 0
         self.state = State.CLOSED
         self.probing = False
@@ -42,7 +42,7 @@ class Breaker:
         self.probing = False
         changed = self.state is not State.CLOSED
         self.state = State.CLOSED
-        self._open_s = self._settings.open_s
+        self._open_s = min(self._settings.open_s, self._settings.max_open_s)
         return changed
 
     def fault(self, now: float, *, certain: bool = False) -> bool:

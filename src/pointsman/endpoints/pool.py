@@ -204,8 +204,11 @@ class Pool:
             self._reached(self.members[name])
 
     def _reached(self, member: Member) -> None:
+        came_back = not member.reached
         member.reached = True
-        if member.breaker.state is State.OPEN:
+        # Only where nobody listened does a page prove anything: an engine that fails requests may well
+        # have a metrics page, and its breaker has to run its time.
+        if came_back and member.breaker.state is State.OPEN:
             member.breaker.half_open()
             self._changed()
 

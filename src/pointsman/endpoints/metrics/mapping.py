@@ -6,6 +6,7 @@ each metric is first looked for where it was last time.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import msgspec
 from pointsman.types import Metrics
 
 START_TIME = "process_start_time_seconds"
+MAX_COUNT = 1e15
 ABSENT_CHECK_EVERY = 32
 """A metric the page lacks is looked for again only this often: not finding it costs a walk of the page."""
 
@@ -44,6 +46,8 @@ class EngineMetrics(msgspec.Struct, frozen=True, kw_only=True):
     lora: str = ""
     """Carries labels max_lora, running_lora_adapters, waiting_lora_adapters; its value is a time stamp."""
     cache_info: str = ""
+    """One line for each data-parallel rank; labels say block size, blocks and prefix caching."""
+    rank_label: str = "engine"
     block_tokens_label: str = "block_size"
     kv_blocks_label: str = "num_gpu_blocks"
     prefix_caching_label: str = "enable_prefix_caching"
@@ -70,10 +74,13 @@ class PageReader:
     def read(self, page: bytes, now: float) -> tuple[Metrics, bool]:
         """The page's values, and whether the engine has restarted since the page before."""
         names = self.engine
+        if not page.startswith(b"#"):
+            page = b"\n" + page  # every line is looked for with the line break before it
         queries = self._sum(page, names.prefix_queries)
         started = self._sum(page, START_TIME)
-        restarted = bool(self._started) and (started != self._started if started else queries < self._queries)
-        self._queries, self._started = queries, started or 1.0
+        know_start = bool(started and self._started)
+        restarted = started != self._started if know_start else queries < self._queries
+        self._queries, self._started = queries, started or self._started
         if restarted or not self._static.get("kv_blocks"):
             self._static = self._cache_config(page)
         kv = list(self._values(page, names.kv_usage))
@@ -85,7 +92,7 @@ class PageReader:
                 kv_usage=sum(kv) / len(kv) if kv else 0.0,
                 prefix_queries=queries,
                 prefix_hits=self._sum(page, names.prefix_hits),
-                attributes={k: self._sum(page, spec) for k, spec in names.attributes.items()},
+                attributes=self._attributes(page),
                 **self._loras(page),
                 **self._static,
             ),
@@ -96,12 +103,19 @@ class PageReader:
         return sum(self._values(page, spec))
 
     def _values(self, page: bytes, text: str) -> Iterator[float]:
-        """The value of each matching line."""
+        """The value of each matching line; NaN and infinity are no values."""
         for line in self._lines(page, text):
             try:
-                yield float(line[line.rfind(b"}") + 1 :].split(None, 2)[0 if b"}" in line else 1])
+                value = float(line[line.rfind(b"}") + 1 :].split(None, 2)[0 if b"}" in line else 1])
             except (ValueError, IndexError):
                 continue
+            if math.isfinite(value):
+                yield value
+
+    def _attributes(self, page: bytes) -> dict[str, float]:
+        """Custom metrics; those the page lacks are left out."""
+        found = {key: list(self._values(page, spec)) for key, spec in self.engine.attributes.items()}
+        return {key: sum(values) for key, values in found.items() if values}
 
     def _lines(self, page: bytes, text: str) -> Iterator[bytes]:
         if not text:
@@ -124,7 +138,10 @@ class PageReader:
         """Offset of the newline before the first line of the metric, or -1."""
         at = self._hints.get(needle, 0)
         if page.startswith(needle, at) and page[at + len(needle) : at + len(needle) + 1] in (b"{", b" "):
-            return at
+            before = page.rfind(b"\n", 0, at)
+            if before < 0 or not page.startswith(needle, before):
+                return at
+            # The page has moved by a line or more: what was the first line's place is now a later one's.
         missing = self._absent.get(needle, 0)
         if missing:
             self._absent[needle] = missing - 1
@@ -142,37 +159,44 @@ class PageReader:
         """What an engine says once: block size, KV size, prefix caching. Looked at until it has said it."""
         names = self.engine
         found: dict[str, Any] = {}
+        blocks: dict[str, int] = {}
         for line in self._lines(page, names.cache_info):
             labels = _labels(line)
-            for field, label in (
-                ("block_tokens", names.block_tokens_label),
-                ("kv_blocks", names.kv_blocks_label),
-            ):
-                if labels.get(label, "").isdigit():
-                    found[field] = int(labels[label])
+            if block_tokens := _count(labels.get(names.block_tokens_label, "")):
+                found["block_tokens"] = block_tokens
+            if kv_blocks := _count(labels.get(names.kv_blocks_label, "")):
+                blocks[labels.get(names.rank_label, "")] = kv_blocks
             if names.prefix_caching_label in labels:
                 found["prefix_caching"] = labels[names.prefix_caching_label] == "True"
+        if blocks:
+            found["kv_blocks"] = sum(blocks.values())
         for field, spec in (("block_tokens", names.block_tokens), ("kv_blocks", names.kv_blocks)):
-            value = int(self._sum(page, spec))
-            if value:
-                found[field] = value
+            value = self._sum(page, spec)
+            if 0 < value < MAX_COUNT:
+                found[field] = int(value)
         return found
 
     def _loras(self, page: bytes) -> dict[str, Any]:
         """The adapters of the newest series: old label sets stay on the page, the value is a time stamp."""
-        lines = [(float(line.rsplit(b" ", 1)[-1]), line) for line in self._lines(page, self.engine.lora)]
-        if not lines:
+        newest, at = b"", 0.0
+        for line in self._lines(page, self.engine.lora):
+            try:
+                stamp = float(line.rsplit(b" ", 1)[-1])
+            except ValueError:
+                continue
+            if stamp >= at:
+                newest, at = line, stamp
+        if not newest:
             return {}
-        labels = _labels(max(lines)[1])
+        labels = _labels(newest)
 
         def names(label: str) -> frozenset[str]:
             return frozenset(filter(None, (n.strip() for n in labels.get(label, "").split(","))))
 
-        limit = labels.get("max_lora", "0")
         return {
             "loras_active": names("running_lora_adapters"),
             "loras_waiting": names("waiting_lora_adapters"),
-            "max_loras": int(limit) if limit.isdigit() else 0,
+            "max_loras": _count(labels.get("max_lora", "")),
         }
 
 
@@ -183,6 +207,15 @@ def _labels(line: bytes) -> dict[str, str]:
     return {k.decode(): v.decode(errors="replace") for k, v in _LABEL.findall(line)}
 
 
+_NAME = re.compile(rb"^([\w:]+)[{ ]", re.MULTILINE)
+
+
+def _count(text: str) -> int:
+    """A label's number; 0 where it is none, such as None."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 15 else 0
+
+
 def recognise(page: bytes, engines: Sequence[EngineMetrics]) -> EngineMetrics | None:
-    """The engine whose page this is."""
-    return next((e for e in engines if f"\n{e.recognise}".encode() in page), None)
+    """The first of ``engines`` whose page this can be."""
+    names = set(_NAME.findall(page))
+    return next((e for e in engines if e.recognise.encode() in names), None)

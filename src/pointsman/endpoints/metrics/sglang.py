@@ -9,6 +9,7 @@ ENGINE = EngineMetrics(
     running="sglang:num_running_reqs",
     kv_usage="sglang:token_usage",
     cache_info="sglang:cache_config_info",
+    rank_label="dp_rank",
     block_tokens_label="page_size",
     kv_blocks_label="num_pages",
     prefix_queries="sglang:prompt_tokens_total",
