@@ -80,7 +80,8 @@ class Admin(_Section):
 class Discovery(_Section):
     """Where endpoints come from besides the list."""
 
-    file: Annotated[str, _says("YAML or JSON file of endpoints, ours or llm-d's form; watched")] = ""
+    file: Annotated[str, _says("YAML or JSON file of endpoints, ours or llm-d's form")] = ""
+    watch_file: Annotated[bool, _says("read the file again when it changes")] = True
     file_interval_s: Annotated[Positive, _says("how often the file is looked at")] = 1.0
     dns_interval_s: Annotated[Positive, _says("how often host names are resolved again")] = 10.0
 
@@ -148,7 +149,7 @@ class Log(_Section):
 class Decisions(_Section):
     """The ring of recent decisions behind GET /decisions."""
 
-    keep: Annotated[int, Meta(ge=0), _says("how many; large pools keep fewer")] = 1000
+    keep: Annotated[int, Meta(ge=0), _says("how many; large pools keep fewer")] = 250
 
 
 class Settings(_Section):
@@ -167,7 +168,7 @@ class Settings(_Section):
     decisions: Decisions = msgspec.field(default_factory=Decisions)
 
 
-SECRETS = frozenset({"api_key", "authorization"})
+SECRETS = frozenset({"api_key"})
 
 
 def load(path: str | None = None, overrides: Sequence[str] = (), endpoints: Sequence[str] = ()) -> Settings:
@@ -177,13 +178,10 @@ def load(path: str | None = None, overrides: Sequence[str] = (), endpoints: Sequ
         _override(tree, override)
     if endpoints:
         tree["endpoints"] = [*(tree.get("endpoints") or []), *({"url": url} for url in endpoints)]
+    tree = {key: value for key, value in tree.items() if value is not None}  # sections left empty
     settings = convert(tree, Settings, path or "settings")
     for i, endpoint in enumerate(settings.endpoints):
-        split_url(endpoint.url, f"endpoints[{i}].url")
-        if endpoint.api_key_env and endpoint.api_key_env not in os.environ:
-            raise SettingsError(
-                f"endpoints[{i}].api_key_env: environment variable {endpoint.api_key_env} is not set"
-            )
+        check_endpoint(endpoint, f"endpoints[{i}]")
     if bool(settings.server.tls_cert) != bool(settings.server.tls_key):
         raise SettingsError("server.tls_cert and server.tls_key: give both or neither")
     return settings
@@ -290,15 +288,35 @@ def split_url(url: str, where: str) -> Url:
     return Url(tls, host, port or (443 if tls else 80), parts.path.rstrip("/"))
 
 
+def check_endpoint(endpoint: Endpoint, where: str) -> Url:
+    """Its URL taken apart; ``SettingsError`` names the key that cannot be used."""
+    url = split_url(endpoint.url, f"{where}.url")
+    if endpoint.metrics_url:
+        split_url(endpoint.metrics_url, f"{where}.metrics_url")
+    if endpoint.api_key_env and endpoint.api_key_env not in os.environ:
+        variable = endpoint.api_key_env
+        raise SettingsError(f"{where}.api_key_env: environment variable {variable} is not set")
+    for key, value in {**endpoint.headers, "authorization": endpoint.api_key}.items():
+        if not (_HEADER_NAME.fullmatch(key) and _HEADER_VALUE.fullmatch(value)):
+            raise SettingsError(f"{where}: the header {key} has characters that HTTP does not allow")
+    return url
+
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+
 def redacted(settings: Settings) -> dict[str, Any]:
     """The tree as plain data, secrets blanked."""
 
     def clean(node: Any, key: str = "") -> Any:
+        if key == "headers":  # of endpoints; any may be a credential
+            return dict.fromkeys(node, "***")
         if isinstance(node, dict):
             return {k: clean(v, k) for k, v in node.items()}
         if isinstance(node, list | tuple):
             return [clean(v) for v in node]
-        return "***" if key.lower() in SECRETS and node else node
+        return "***" if key in SECRETS and node else node
 
     result: dict[str, Any] = clean(msgspec.to_builtins(settings))
     return result

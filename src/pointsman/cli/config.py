@@ -9,6 +9,8 @@ import msgspec
 
 from pointsman.cli.settings import add_settings_arguments, settings_from
 from pointsman.config import Settings, redacted
+from pointsman.proxy.application import Application
+from pointsman.proxy.gateway import server_tls
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,5 +33,15 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "show":
         sys.stdout.write(msgspec.yaml.encode(redacted(settings)).decode())
     else:
-        print(f"ok: {len(settings.endpoints)} endpoints, policy {settings.scheduling.preset}")
+        endpoints = check(settings)
+        policy = settings.scheduling.picker_config or settings.scheduling.preset
+        print(f"ok: {endpoints} endpoint{'s' if endpoints != 1 else ''}, policy {policy}")
     return 0
+
+
+def check(settings: Settings) -> int:
+    """How many endpoints there are; ``SettingsError`` when ``serve`` could not start, the network aside."""
+    application = Application(settings)
+    if settings.server.tls_cert:
+        server_tls(settings.server.tls_cert, settings.server.tls_key)
+    return application.discovery.check()

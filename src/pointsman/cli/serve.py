@@ -16,7 +16,6 @@ import uvloop
 from pointsman.cli.settings import add_settings_arguments, settings_from
 from pointsman.config import Settings
 from pointsman.endpoints.pool import Member
-from pointsman.errors import SettingsError
 from pointsman.proxy.application import Application
 
 add_arguments = add_settings_arguments
@@ -24,8 +23,6 @@ add_arguments = add_settings_arguments
 
 def run(args: argparse.Namespace) -> int:
     settings = settings_from(args)
-    if not settings.endpoints and not settings.discovery.file:
-        raise SettingsError("endpoints: name at least one, as in `pointsman serve http://10.0.0.7:8000`")
     logging.basicConfig(
         level=settings.log.level.upper(),
         stream=sys.stderr,

@@ -11,6 +11,7 @@ from typing import cast
 
 import httptools
 
+from pointsman.config import Endpoint as EndpointSettings
 from pointsman.config import Url
 from pointsman.endpoints.target import Target, request_headers, ssl_context
 
@@ -19,16 +20,32 @@ Answer = Callable[[int, bytes], None]
 ``b"connect"`` when nobody listens, ``b"timeout"``, ``b"broken"``."""
 
 
-class Fetcher(asyncio.Protocol):
-    """One GET at a time of one URL. Reconnects when the server has closed the connection in between."""
+MAX_BODY_BYTES = 16 * 1024 * 1024
+"""A metrics page of many LoRA adapters is a megabyte; more than this is not one."""
 
-    def __init__(self, target: Target, url: Url, path: str, timeout_s: float, on_answer: Answer) -> None:
-        lines = {b"host": url.authority.encode(), b"accept": b"*/*", **request_headers(target.settings)}
+
+class Fetcher(asyncio.Protocol):
+    """One GET at a time of one URL. Reconnects when the server has closed the connection in between.
+
+    ``access`` (TLS, credentials) is the target's own unless given.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        url: Url,
+        path: str,
+        timeout_s: float,
+        on_answer: Answer,
+        access: EndpointSettings | None = None,
+    ) -> None:
+        access = access or target.settings
+        lines = {b"host": url.authority.encode(), b"accept": b"*/*", **request_headers(access)}
         head = b"".join(b"%s: %s\r\n" % pair for pair in lines.items())
         self._request = b"GET " + path.encode() + b" HTTP/1.1\r\n" + head + b"\r\n"
         self._host = target.connect_host if url.host == target.url.host else url.host
         self._url = url
-        self._ssl: ssl.SSLContext | None = ssl_context(target.settings) if url.tls else None
+        self._ssl: ssl.SSLContext | None = ssl_context(access) if url.tls else None
         self._timeout_s = timeout_s
         self._on_answer = on_answer
         self._transport: asyncio.Transport | None = None
@@ -37,6 +54,7 @@ class Fetcher(asyncio.Protocol):
         self._fresh = False
         self._parser: httptools.HttpResponseParser | None = None
         self._body: list[bytes] = []
+        self._body_bytes = 0
         self.busy = False
 
     def get(self) -> None:
@@ -75,7 +93,7 @@ class Fetcher(asyncio.Protocol):
             await loop.create_connection(
                 lambda: self, self._host, self._url.port, ssl=self._ssl, server_hostname=name
             )
-        except OSError as exc:
+        except (OSError, UnicodeError) as exc:  # a host that is no name at all is a UnicodeError
             self._connecting = None
             refused = isinstance(exc, ConnectionRefusedError) or not isinstance(exc, ssl.SSLError)
             self._end(0, b"connect" if refused else b"broken")
@@ -93,6 +111,7 @@ class Fetcher(asyncio.Protocol):
         assert self._transport
         self._parser = httptools.HttpResponseParser(self)
         self._body = []
+        self._body_bytes = 0
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
@@ -103,9 +122,12 @@ class Fetcher(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self._end(0, b"broken")
+        if self._body_bytes > MAX_BODY_BYTES:
+            self._end(0, b"broken")
 
     def on_body(self, data: bytes) -> None:
         self._body.append(data)
+        self._body_bytes += len(data)
 
     def on_message_complete(self) -> None:
         parser = self._parser
@@ -125,6 +147,7 @@ class Fetcher(asyncio.Protocol):
     def _end(self, status: int, body: bytes, keep: bool = False) -> None:
         self.busy = self._fresh = False
         self._parser = None
+        self._body_bytes = 0
         if self._timer:
             self._timer.cancel()
         if not keep:
@@ -132,7 +155,9 @@ class Fetcher(asyncio.Protocol):
         self._on_answer(status, body)
 
 
-async def fetch(target: Target, url: Url, path: str, timeout_s: float) -> tuple[int, bytes]:
+async def fetch(
+    target: Target, url: Url, path: str, timeout_s: float, access: EndpointSettings | None = None
+) -> tuple[int, bytes]:
     """One GET of ``path`` at ``url``, on a connection of its own. Status and body as for ``Answer``."""
     done: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
 
@@ -140,7 +165,7 @@ async def fetch(target: Target, url: Url, path: str, timeout_s: float) -> tuple[
         if not done.done():
             done.set_result((status, body))
 
-    fetcher = Fetcher(target, url, path, timeout_s, answer)
+    fetcher = Fetcher(target, url, path, timeout_s, answer, access)
     fetcher.get()
     try:
         return await done

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Mapping
+from functools import lru_cache
 
 import msgspec
 
 from pointsman.config import Endpoint as EndpointSettings
-from pointsman.config import Url, split_url
+from pointsman.config import Url, check_endpoint
 from pointsman.errors import SettingsError
 from pointsman.types import ROLE_LABEL
 
@@ -22,7 +23,6 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     url: Url
     connect_host: str
     """The address to connect to; differs from the URL's host when that name has several addresses."""
-    metrics: Url
 
     @property
     def labels(self) -> Mapping[str, str]:
@@ -31,18 +31,18 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def targets_of(settings: EndpointSettings, addresses: tuple[str, ...] = ()) -> list[Target]:
-    """The targets of one endpoint setting: one for each of ``addresses``, or the host itself without any."""
-    url = split_url(settings.url, "endpoints.url")
-    metrics = (
-        split_url(settings.metrics_url, "endpoints.metrics_url")
-        if settings.metrics_url
-        else msgspec.structs.replace(url, prefix=url.prefix + "/metrics")
-    )
+    """The targets of one endpoint setting: one for each of ``addresses``, or the host itself without any.
+
+    ``SettingsError`` when the endpoint could not be talked to.
+    """
+    url = check_endpoint(settings, "endpoints")
+    if settings.tls_ca:
+        ssl_context(settings)
     name = settings.name or url.authority + url.prefix
     if not addresses:
-        return [Target(name=name, settings=settings, url=url, connect_host=url.host, metrics=metrics)]
+        return [Target(name=name, settings=settings, url=url, connect_host=url.host)]
     return [
-        Target(name=f"{name}@{address}", settings=settings, url=url, connect_host=address, metrics=metrics)
+        Target(name=f"{name}@{address}", settings=settings, url=url, connect_host=address)
         for address in addresses
     ]
 
@@ -61,10 +61,15 @@ def request_headers(settings: EndpointSettings) -> dict[bytes, bytes]:
 def ssl_context(settings: EndpointSettings) -> ssl.SSLContext:
     """TLS settings for connections to the endpoint. HTTP/1.1 only."""
     try:
-        context = ssl.create_default_context(cafile=settings.tls_ca or None)
+        return _context(settings.tls_ca, settings.tls_verify)
     except (OSError, ssl.SSLError) as exc:
         raise SettingsError(f"endpoints: {settings.url}: tls_ca {settings.tls_ca}: {exc}") from exc
-    if not settings.tls_verify:
+
+
+@lru_cache(maxsize=64)  # reading the system's certificates takes some 20 ms
+def _context(ca: str, verify: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=ca or None)
+    if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["http/1.1"])

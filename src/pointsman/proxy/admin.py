@@ -11,7 +11,7 @@ import msgspec
 
 from pointsman.config import Admin as AdminSettings
 from pointsman.config import Endpoint as EndpointSettings
-from pointsman.config import Server, Settings, convert, redacted, split_url
+from pointsman.config import Server, Settings, convert, redacted
 from pointsman.endpoints.pool import Member, Pool
 from pointsman.endpoints.target import targets_of
 from pointsman.errors import BadRequest, PathNotFound, PointsmanError, SettingsError
@@ -140,7 +140,6 @@ class Admin:
     def _add(self, body: bytes) -> Member:
         try:
             settings = convert(msgspec.json.decode(body or b"{}"), EndpointSettings, "endpoint")
-            split_url(settings.url, "url")
             target = targets_of(settings)[0]
         except msgspec.DecodeError as exc:
             raise BadRequest(

@@ -15,20 +15,35 @@ from prometheus_client.metrics_core import Metric
 
 from pointsman.config import Settings, read_text
 from pointsman.endpoints.discovery.watch import Discovery
-from pointsman.endpoints.metrics.scraper import Scraper, engines
+from pointsman.endpoints.metrics.scraper import Scraper
 from pointsman.endpoints.pool import Pool
+from pointsman.errors import SettingsError
 from pointsman.observability.access_log import AccessLog
 from pointsman.observability.decisions import DecisionRing
 from pointsman.observability.telemetry import Telemetry, gauge
 from pointsman.prefix.approximate import PrefixIndex
 from pointsman.prefix.follow import follow
 from pointsman.proxy.admin import Admin
+from pointsman.proxy.data_layer import discovery_settings, metrics_settings, page_source
 from pointsman.proxy.gateway import Gateway
 from pointsman.proxy.plane import Plane
 from pointsman.router import Observer, Router
 from pointsman.scheduling.cycle import Services
+from pointsman.scheduling.picker_config import LoadedConfig
 from pointsman.scheduling.presets import build_scheduler, load_policy
 from pointsman.types import Clock
+
+
+def policy_of(settings: Settings) -> LoadedConfig:
+    """The preset, or the picker configuration, that the settings name."""
+    scheduling = settings.scheduling
+    where = scheduling.picker_config
+    return load_policy(
+        scheduling.preset,
+        picker_config=read_text(Path(where)) if where else None,
+        session_headers=scheduling.session_headers,
+        session_cookies=scheduling.session_cookies,
+    )
 
 
 class Application:
@@ -41,15 +56,8 @@ class Application:
             max_bytes=settings.prefix.max_bytes, max_prefix_tokens=settings.prefix.max_prefix_tokens
         )
         follow(self.index, self.pool, fixed_block_tokens=settings.prefix.block_tokens)
-        where = settings.scheduling.picker_config
-        picker_config = read_text(Path(where)) if where else None
         services = Services(self.index, clock, random.Random(settings.scheduling.seed))
-        policy = load_policy(
-            settings.scheduling.preset,
-            picker_config=picker_config,
-            session_headers=settings.scheduling.session_headers,
-            session_cookies=settings.scheduling.session_cookies,
-        )
+        policy = policy_of(settings)
         scheduler = build_scheduler(policy, services)
         self.telemetry = Telemetry(self._gauges)
         self.decisions = DecisionRing(settings.decisions.keep)
@@ -58,8 +66,12 @@ class Application:
         if settings.log.requests:
             observers.append(self.access_log)
         self.router = Router(self.pool, scheduler, observers, policy.parsers)
-        self.scraper = Scraper(self.pool, settings.metrics, clock, engines())
-        self.discovery = Discovery(self.pool, settings.discovery, settings.endpoints)
+        metrics = metrics_settings(policy, settings.metrics)
+        self.scraper = Scraper(self.pool, metrics, clock, page_source(policy))
+        discovery = discovery_settings(policy, settings.discovery)
+        if not settings.endpoints and not discovery.file:
+            raise SettingsError("endpoints: name at least one, as in `pointsman serve http://10.0.0.7:8000`")
+        self.discovery = Discovery(self.pool, discovery, settings.endpoints)
         self.plane = Plane(settings, self.pool, self.router, clock)
         self.gateway = Gateway(self.plane, self.scraper.refresh_models)
         self.admin = Admin(

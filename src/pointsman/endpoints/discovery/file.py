@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from pointsman.config import Endpoint, convert, read_yaml, split_url
+from pointsman.config import Endpoint, check_endpoint, convert, read_yaml
 from pointsman.errors import SettingsError
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -52,7 +52,7 @@ def read(path: str) -> list[Endpoint]:
             endpoints.append(convert(entry, LlmdEndpoint, where).ours())
         else:
             endpoints.append(convert(entry, Endpoint, where))
-        split_url(endpoints[-1].url, f"{where}.url")
+        check_endpoint(endpoints[-1], where)
     return endpoints
 
 

@@ -14,6 +14,7 @@ from pointsman.endpoints.discovery import file
 from pointsman.endpoints.pool import Pool
 from pointsman.endpoints.target import Target, targets_of
 from pointsman.errors import SettingsError
+from pointsman.types import Endpoint as PoolEndpoint
 
 log = logging.getLogger(__name__)
 
@@ -27,19 +28,38 @@ class Discovery:
         self._sources: dict[str, Sequence[Endpoint]] = {"settings": endpoints}
         self._addresses: dict[str, tuple[str, ...]] = {}
         self._version = (0, 0)
+        self._applying = False
+        self._dismissed: set[str] = set()
+        """Endpoints that somebody else has taken out of the pool; the DNS must not bring them back."""
+        pool.listen(self._on_pool)
+
+    def _on_pool(self, event: str, endpoint: PoolEndpoint) -> None:
+        if event == "left" and not self._applying:
+            self._dismissed.add(endpoint.name)
+        elif event == "joined":
+            self._dismissed.discard(endpoint.name)
+
+    def check(self) -> int:
+        """How many endpoints the settings and the file name; ``SettingsError`` when one cannot be used. Asks
+        no DNS.
+        """
+        return sum(len(targets_of(endpoint)) for endpoint in (*self._sources["settings"], *self._read()))
+
+    def _read(self) -> list[Endpoint]:
+        return file.read(self._settings.file) if self._settings.file else []
 
     async def start(self) -> None:
         """``SettingsError`` when the file cannot be used now."""
         if self._settings.file:
             self._version = file.version(self._settings.file)
-            self._sources["file"] = file.read(self._settings.file)
-        for source in self._sources:
-            await self._apply(source)
+            self._sources["file"] = await asyncio.to_thread(self._read)
+        for source, endpoints in self._sources.items():
+            self._pool_is(source, await self._targets(endpoints))
 
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            if self._settings.file:
+            if self._settings.file and self._settings.watch_file:
                 tasks.create_task(self._watch_file())
             tasks.create_task(self._watch_names())
 
@@ -52,32 +72,50 @@ class Discovery:
                 continue
             self._version = version
             try:
-                self._sources["file"] = file.read(path)
+                endpoints = await asyncio.to_thread(self._read)
+                targets = await self._targets(endpoints)
             except SettingsError as exc:
                 log.error("keeping the endpoints we have: %s", exc)
                 continue
-            await self._apply("file")
-            log.info("%s: %d endpoints", path, len(self._sources["file"]))
+            self._sources["file"] = endpoints
+            self._pool_is("file", targets)
+            log.info("%s: %d endpoints", path, len(endpoints))
 
     async def _watch_names(self) -> None:
         while True:
             await asyncio.sleep(self._settings.dns_interval_s)
-            for source, endpoints in self._sources.items():
-                if any(_is_name(split_url(e.url, "url").host) for e in endpoints):
-                    await self._apply(source)
+            for source, endpoints in list(self._sources.items()):
+                if not any(_is_name(split_url(e.url, "url").host) for e in endpoints):
+                    continue
+                try:
+                    targets = await self._targets(endpoints)
+                except SettingsError as exc:
+                    log.error("keeping the endpoints we have: %s", exc)
+                    continue
+                if self._sources[source] is endpoints:  # the file has not changed meanwhile
+                    self._pool_is(source, targets)
 
-    async def _apply(self, source: str) -> None:
+    async def _targets(self, endpoints: Sequence[Endpoint]) -> list[Target]:
         targets: dict[str, Target] = {}
-        for endpoint in self._sources[source]:
+        for endpoint in endpoints:
             for target in targets_of(endpoint, await self._resolve(split_url(endpoint.url, "url").host)):
                 if target.name in targets:
                     raise SettingsError(f"endpoints: two are called {target.name}; give one a name")
-                taken = self._pool.members.get(target.name)
-                if taken is not None and taken.source != source:
-                    log.error("endpoint %s of %s ignored: %s has it", target.name, source, taken.source)
-                    continue
                 targets[target.name] = target
-        self._pool.apply(source, targets.values())
+        return list(targets.values())
+
+    def _pool_is(self, source: str, targets: Sequence[Target]) -> None:
+        """Make the pool's endpoints of ``source`` these, but for those that others have or took out."""
+        ours = []
+        for target in targets:
+            taken = self._pool.members.get(target.name)
+            if taken is not None and taken.source != source:
+                log.error("endpoint %s of %s ignored: %s has it", target.name, source, taken.source)
+            elif taken is not None or target.name not in self._dismissed:
+                ours.append(target)
+        self._applying = True
+        self._pool.apply(source, ours)
+        self._applying = False
 
     async def _resolve(self, host: str) -> tuple[str, ...]:
         """The addresses of a name that has several; () for one address or an address itself.
@@ -89,7 +127,7 @@ class Discovery:
             return ()
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except OSError as exc:
+        except (OSError, UnicodeError) as exc:  # a host that is no name at all is a UnicodeError
             if host not in self._addresses:
                 log.warning("cannot resolve %s: %s", host, exc)
             return self._addresses.get(host, ())

@@ -8,10 +8,8 @@ hundred pages do not arrive in one burst.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
-import pkgutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -19,7 +17,8 @@ import msgspec
 
 from pointsman.config import MetricsSettings
 from pointsman.endpoints.fetch import Fetcher, fetch
-from pointsman.endpoints.metrics.mapping import EngineMetrics, PageReader, recognise
+from pointsman.endpoints.metrics.mapping import PageReader
+from pointsman.endpoints.metrics.source import PageSource
 from pointsman.endpoints.pool import Member, Pool
 from pointsman.types import Clock, Endpoint
 
@@ -29,49 +28,50 @@ TICK_S = 0.01
 IDLE_TICK_S = 0.1
 DOWN_INTERVAL_S = 1.0
 MIN_MODELS_GAP_S = 1.0
-
-
-def engines() -> list[EngineMetrics]:
-    """Every mapping in this folder."""
-    package = importlib.import_module("pointsman.endpoints.metrics")
-    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    modules = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
-    return [
-        found for module in modules for found in vars(module).values() if isinstance(found, EngineMetrics)
-    ]
+PHASES = 16
 
 
 class _Watched:
     """What the scraper keeps of one endpoint."""
 
-    __slots__ = ("fetcher", "has_page", "models_at", "next_at", "reader")
+    __slots__ = ("fetcher", "has_page", "models_at", "page_at", "reader", "up")
 
-    def __init__(self, fetcher: Fetcher, next_at: float) -> None:
+    def __init__(self, fetcher: Fetcher | None, page_at: float) -> None:
         self.fetcher = fetcher
-        self.next_at = next_at
-        self.models_at = 0.0
+        """None where no pages are read."""
+        self.page_at = page_at
+        """When the page was last asked for."""
+        self.models_at = float("-inf")
+        """The same for the model list."""
         self.reader: PageReader | None = None
         self.has_page = True
+        self.up = False
+        """It was reached when last looked at."""
 
 
 class Scraper:
-    """Keeps the pool's knowledge of its endpoints fresh while ``run`` runs."""
+    """Keeps the pool's knowledge of its endpoints fresh while ``run`` runs.
+
+    Without a ``source`` no pages are read; then the model lists tell whether an endpoint is there.
+    """
 
     def __init__(
-        self, pool: Pool, settings: MetricsSettings, clock: Clock, engines: Sequence[EngineMetrics]
+        self, pool: Pool, settings: MetricsSettings, clock: Clock, source: PageSource | None
     ) -> None:
         self._pool = pool
         self._settings = settings
         self._clock = clock
-        self._engines = engines
+        self._source = source
         self._watched: dict[str, _Watched] = {}
         self._lookups: dict[str, asyncio.Task[None]] = {}
-        self._models_asked_at = 0.0
+        self._models_asked_at = float("-inf")
         pool.listen(self._on_pool)
 
     def _on_pool(self, event: str, endpoint: Endpoint) -> None:
         if event == "left" and endpoint.name in self._watched:
-            self._watched.pop(endpoint.name).fetcher.close()
+            fetcher = self._watched.pop(endpoint.name).fetcher
+            if fetcher:
+                fetcher.close()
             if endpoint.name in self._lookups:
                 self._lookups.pop(endpoint.name).cancel()
 
@@ -82,7 +82,8 @@ class Scraper:
                 await asyncio.sleep(TICK_S if self.tick() else IDLE_TICK_S)
         finally:
             for watched in self._watched.values():
-                watched.fetcher.close()
+                if watched.fetcher:
+                    watched.fetcher.close()
             for task in self._lookups.values():
                 task.cancel()
 
@@ -90,52 +91,64 @@ class Scraper:
         """Start what is due. Returns whether any endpoint is busy."""
         now = self._clock()
         busy = False
-        interval = self._settings.interval_s
         for i, (name, member) in enumerate(self._pool.members.items()):
             watched = self._watched.get(name) or self._watch(member, now, i)
-            loaded = member.endpoint.load.requests > 0
-            busy |= loaded
-            due = watched.next_at
-            if loaded and member.reached and due - now > interval:
-                due = (
-                    now + interval * (i % 16) / 16
-                )  # it was idle until now: do not wait for the idle interval
-                watched.next_at = due
-            if now >= due and not watched.fetcher.busy:
-                watched.next_at = now + (
-                    DOWN_INTERVAL_S
-                    if not member.reached
-                    else interval
-                    if loaded and watched.has_page
-                    else self._settings.idle_interval_s
-                )
-                watched.fetcher.get()
-            if member.reached and now >= watched.models_at and name not in self._lookups:
-                self._look_up(member, watched)
+            busy |= member.endpoint.load.requests > 0
+            fetcher = watched.fetcher
+            if fetcher and not fetcher.busy and now >= self._page_due(member, watched, now, i):
+                watched.page_at = now
+                fetcher.get()
+            if name not in self._lookups and now >= self._models_due(member, watched):
+                watched.models_at = now
+                self._look_up(member)
         return busy
 
+    def _page_due(self, member: Member, watched: _Watched, now: float, i: int) -> float:
+        interval = self._settings.interval_s
+        if not member.reached:
+            return watched.page_at + DOWN_INTERVAL_S
+        if not (member.endpoint.load.requests and watched.has_page):
+            return watched.page_at + max(interval, self._settings.idle_interval_s)
+        if now - watched.page_at > 2 * interval:  # it was idle until now, perhaps together with others
+            watched.page_at = now - interval * (1 - i % PHASES / PHASES)
+        return watched.page_at + interval
+
+    def _models_due(self, member: Member, watched: _Watched) -> float:
+        came_up = member.reached and not watched.up
+        watched.up = member.reached
+        if came_up:
+            return float("-inf")  # what it serves may have changed while it was away
+        if member.reached:
+            return watched.models_at + self._settings.models_interval_s
+        return watched.models_at + DOWN_INTERVAL_S if watched.fetcher is None else float("inf")
+
     def _watch(self, member: Member, now: float, i: int) -> _Watched:
-        target = member.target
-        answer = partial(self._on_page, target.name)
-        path = target.metrics.prefix or "/"
-        fetcher = Fetcher(target, target.metrics, path, self._settings.timeout_s, answer)
-        watched = self._watched[target.name] = _Watched(fetcher, now + (i % 100) * TICK_S)
+        target, source = member.target, self._source
+        fetcher = None
+        if source:
+            url = source.url(target)
+            answer = partial(self._on_page, target.name)
+            timeout_s = self._settings.timeout_s
+            fetcher = Fetcher(target, url, url.prefix or "/", timeout_s, answer, source.access(target))
+        # The first is due in a moment, each of a hundred neighbours in another.
+        watched = _Watched(fetcher, now - DOWN_INTERVAL_S + i % 100 * TICK_S)
+        self._watched[target.name] = watched
         return watched
 
     def _on_page(self, name: str, status: int, body: bytes) -> None:
-        watched, member = self._watched.get(name), self._pool.members.get(name)
-        if watched is None or member is None:
+        watched, member, source = self._watched.get(name), self._pool.members.get(name), self._source
+        if watched is None or member is None or source is None:
             return
         if status == 0:
             if body == b"connect":
-                watched.models_at = 0.0
+                watched.reader = None  # another engine may come back there
                 self._pool.unreachable(name)
             return
         if status != 200:
             self._no_page(watched, member, f"answers {status}")
             return
         if watched.reader is None:
-            engine = recognise(body, self._engines)
+            engine = source.engine(member.endpoint, body)
             if engine is None:
                 self._no_page(watched, member, "has none of the metrics we know")
                 return
@@ -143,7 +156,7 @@ class Scraper:
         watched.has_page = True
         metrics, restarted = watched.reader.read(body, self._clock())
         if restarted:
-            watched.models_at = 0.0
+            watched.models_at = float("-inf")
         self._pool.learn_metrics(name, watched.reader.engine.engine, metrics, restarted)
 
     def _no_page(self, watched: _Watched, member: Member, why: str) -> None:
@@ -159,19 +172,27 @@ class Scraper:
 
     # -- models
 
-    def _look_up(self, member: Member, watched: _Watched) -> None:
+    def _look_up(self, member: Member) -> None:
         name = member.target.name
-        watched.models_at = self._clock() + self._settings.models_interval_s
         task = self._lookups[name] = asyncio.get_running_loop().create_task(self._models(member))
-        task.add_done_callback(lambda _task: self._lookups.pop(name, None))
+        task.add_done_callback(partial(self._looked_up, name))
+
+    def _looked_up(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._lookups.get(name) is task:
+            del self._lookups[name]
 
     async def _models(self, member: Member) -> None:
         target = member.target
-        status, body = await fetch(
-            target, target.url, target.url.prefix + "/v1/models", self._settings.timeout_s
-        )
+        path = target.url.prefix + "/v1/models"
+        status, body = await fetch(target, target.url, path, self._settings.timeout_s)
+        if self._pool.members.get(target.name) is not member:
+            return
         if status == 200:
-            self._pool.learn_models(member.target.name, _entries(body))
+            self._pool.learn_models(target.name, _entries(body))
+        elif status:
+            self._pool.reached(target.name)
+        elif body == b"connect":
+            self._pool.unreachable(target.name)
 
     async def refresh_models(self) -> None:
         """Read every reachable endpoint's model list again, unless that was done within the last second."""
@@ -186,11 +207,14 @@ class Scraper:
         await asyncio.gather(*(self._learn(member) for member in list(members)))
 
     async def _learn(self, member: Member) -> None:
-        self._watched.get(member.target.name) or self._watch(member, self._clock(), 0)
-        target = member.target
-        timeout_s = self._settings.timeout_s
-        page = await fetch(target, target.metrics, target.metrics.prefix or "/", timeout_s)
-        self._on_page(target.name, *page)
+        name, now = member.target.name, self._clock()
+        watched = self._watched.get(name) or self._watch(member, now, 0)
+        if self._source:
+            watched.page_at = now
+            url = self._source.url(member.target)
+            access, timeout_s = self._source.access(member.target), self._settings.timeout_s
+            self._on_page(name, *await fetch(member.target, url, url.prefix or "/", timeout_s, access))
+        watched.models_at, watched.up = now, True
         await self._models(member)
 
 
