@@ -33,6 +33,7 @@ tables are: just grown, full of holes, shrunk. 140 bytes is usual; tests/prefix 
 _SPARSE_BYTES = 140
 """A table that takes more than this for an entry has shrunk: growing alone never leaves it so sparse."""
 
+SLACK = 64
 MAX_DEPTHS = 4096
 GENERATIONS = 8
 """Steps in which an endpoint's blocks age. A prompt whose deepest known block is young needs no touch at
@@ -126,24 +127,22 @@ class _Held:
         # A prompt that comes twice in a batch finds its blocks young the second time.
         return [block for block in chain.hashes(low, length) if get(block) != young]
 
-    def note(self, blocks: list[int]) -> None:
-        """These are in use now."""
-        known, young, size = self.generation_of, self.young, self.block_tokens
-        tokens = 0
-        for block in blocks:
-            if block not in known:
-                self.tokens += size << (block & 15)
-            known[block] = young
-            tokens += size << (block & 15)
+    def note(self, blocks: list[int]) -> list[int]:
+        """These are in use now; returns those that are new."""
+        known, size = self.generation_of, self.block_tokens
+        new = [block for block in blocks if block not in known]
+        known.update(dict.fromkeys(blocks, self.young))
+        self.tokens += sum([size << (block & 15) for block in new])
         self.generations[-1][1].extend(blocks)
         self.noted += len(blocks)
-        self.young_tokens += tokens
+        self.young_tokens += sum([size << (block & 15) for block in blocks])
         if self.young_tokens * GENERATIONS >= self.capacity_tokens:
             self.young += 1
             self.young_tokens = 0
             self.generations.append((self.young, []))
         if self.noted > 2 * len(known) + 1024:
             self._tidy()
+        return new
 
     def _tidy(self) -> None:
         """Drop the notes of blocks that were used again later."""
@@ -347,13 +346,13 @@ class PrefixIndex:
         for chain in chains:
             fresh = held.fresh(chain, slot)
             if fresh:
-                known = held.generation_of
-                for block in fresh:
-                    if block not in known:
-                        holders[block] = holders.get(block, 0) | bit
-                held.note(fresh)
-                if held.tokens > held.capacity_tokens or len(known) > held.max_blocks:
-                    self._forget(slot, held.capacity_tokens, held.max_blocks)
+                for block in held.note(fresh):
+                    holders[block] = holders.get(block, 0) | bit
+                tokens, blocks = held.capacity_tokens, held.max_blocks
+                if held.tokens > tokens or len(held.generation_of) > blocks:
+                    # A little more than must go, so that it need not be done for every request.
+                    size = self.block_tokens
+                    self._forget(slot, tokens - tokens // size // SLACK * size, blocks - blocks // SLACK)
 
 
 def _rebuild(table: dict[int, int]) -> None:
