@@ -31,6 +31,7 @@ async def running_fleet(
         async with running_fleet(2, speed=20) as (a, b):
             a.fault("status", status=503, count=2)      # see faults.Fault
             ...                                         # requests to a.url and b.url
+            await a.until(lambda state: state.aborted == 1)
             assert b.state.served == 1                  # running, waiting, served, aborted, cached_blocks ...
             assert a.log[-1].ending == "aborted"        # one record a request that reached the engine
             b.fault("crash", for_s=0.5)                 # resets connections, empties the cache

@@ -11,12 +11,21 @@ REBIND_S = 0.01
 
 
 class Port:
-    """Listens on ``host`` and ``number``; 0 picks a free one when it opens."""
+    """Listens on ``host`` and ``number``; 0 picks a free one when it opens. ``changed`` is called when it has
+    opened.
+    """
 
-    def __init__(self, host: str, number: int, connection: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(
+        self,
+        host: str,
+        number: int,
+        connection: Callable[[], asyncio.Protocol],
+        changed: Callable[[], None],
+    ) -> None:
         self.host = host
         self.number = number
         self._connection = connection
+        self._changed = changed
         self._server: asyncio.Server | None = None
         self._closed: asyncio.Task[None] | None = None
         self._reopen = asyncio.Event()
@@ -86,3 +95,4 @@ class Port:
     async def _listen(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._connection, sock=sock, backlog=BACKLOG)
+        self._changed()

@@ -63,14 +63,14 @@ class SimulatedEngine:
         self.loras: dict[str, None] = dict.fromkeys(spec.loras)
         self._parameters = spec.parameters()
         self._handler = handler
-        self._port = Port(host, spec.port, partial(Connection, self))
+        self._port = Port(host, spec.port, partial(Connection, self), self._changed)
         self._clock = clock
         self._unix_s = unix_s
         self._connections: set[Connection] = set()
         self._held: list[tuple[Connection, Request, Fault]] = []
         self._ids = 0
         self._date = (0, b"")
-        self._nobody = asyncio.Event()
+        self._waiters: dict[asyncio.Future[None], Callable[[EngineState], bool]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._armed_s = math.inf
         self._sweep: asyncio.TimerHandle | None = None
@@ -106,9 +106,7 @@ class SimulatedEngine:
                 handle.cancel()
         for connection in tuple(self._connections):
             connection.transport.abort()
-        if self._connections:
-            self._nobody.clear()
-            await self._nobody.wait()
+        await self.until(lambda state: not state.connections)
         if self._timer is not None:
             self._timer.cancel()
 
@@ -289,6 +287,7 @@ class SimulatedEngine:
 
     def opened(self, connection: Connection) -> None:
         self._connections.add(connection)
+        self._changed()
 
     def handle(self, connection: Connection, request: Request) -> None:
         """Answer ``request``, or begin to; faults come first."""
@@ -300,6 +299,7 @@ class SimulatedEngine:
             self.refuse(connection, Refused(fault.status, "Simulated fault.", "SimulatedFault"), retry)
         elif fault.kind == "hang" or (fault.kind == "stall" and fault.after_chunks is None):
             self._held.append((connection, request, fault))
+            self._changed()
         elif fault.after_chunks is not None:
             connection.work = fault
             self._handler(self, connection, request)
@@ -313,15 +313,15 @@ class SimulatedEngine:
         """Answer with an error."""
         self.totals.refused += 1
         connection.answer(refused.status, refused.body(), more=more)
+        self._changed()
 
     def lost(self, connection: Connection) -> None:
         """The connection is gone: free what it waited for."""
         self._connections.discard(connection)
-        if not self._connections:
-            self._nobody.set()
         self._held = [entry for entry in self._held if entry[0] is not connection]
         if isinstance(connection.work, Job):
             self._drop(connection.work, "aborted")
+        self._changed()
 
     def generate(self, connection: Connection, request: Request, ask: Ask) -> None:
         """Queue what ``ask`` wants; ``Refused`` when it cannot be."""
@@ -365,6 +365,7 @@ class SimulatedEngine:
         if engine.idle:
             engine.start(now_s, self._steps_to_chunk())
         self._arm()
+        self._changed()
 
     def _submit(
         self, job: Job, prompt: bytes, output_tokens: int, choices: int, seed: int, now_s: float
@@ -425,6 +426,7 @@ class SimulatedEngine:
         )
         self.totals.add(record)
         self.log.append(record)
+        self._changed()
 
     def _drop(self, job: Job, ending: str) -> None:
         """Forget a job that will not be answered."""
@@ -477,6 +479,27 @@ class SimulatedEngine:
             lag=self.lag,
             **structs.asdict(self.totals),
         )
+
+    async def until(self, condition: Callable[[EngineState], bool]) -> None:
+        """Return once the state fulfils ``condition``. Looked at when a request arrives, begins or ends,
+        a connection opens or closes, and the port does.
+        """
+        if condition(self.state):
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = condition
+        try:
+            await waiter
+        finally:
+            del self._waiters[waiter]
+
+    def _changed(self) -> None:
+        if not self._waiters:
+            return
+        state = self.state
+        for waiter, condition in self._waiters.items():
+            if not waiter.done() and condition(state):
+                waiter.set_result(None)
 
     def loras_line(self) -> bytes:
         """The metrics page's line on adapters in use; empty where there are none."""

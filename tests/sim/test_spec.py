@@ -1,0 +1,99 @@
+"""Fleet files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pointsman.errors import SettingsError
+from pointsman.sim.profiles import GRANITE, PARAMETERS, SARVAM
+from pointsman.sim.spec import EngineSpec, FleetItem, expand, load_fleet
+
+
+def fleet_file(folder: Path, text: str) -> Path:
+    path = folder / "fleet.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_fleet_file_says_how_many_of_what(tmp_path: Path) -> None:
+    text = """
+    speed: 10
+    tokens_per_chunk: 5
+    engines:
+      - {accelerator: h100-nvl, count: 2, base_port: 9000, labels: {zone: a}}
+      - {accelerator: gaudi3, names: [left, right], kv_tokens: 1000, block_tokens: 32, max_num_seqs: 3}
+      - {accelerator: mi325x, model: [org/sarvam-30b, alias], port: 9100}
+    """
+    fleet = load_fleet(fleet_file(tmp_path, text))
+    assert (fleet.speed, fleet.tokens_per_chunk) == (10, 5)
+    specs = expand(fleet.engines)
+    assert [(s.name, s.port) for s in specs] == [
+        ("h100-nvl-0", 9000),
+        ("h100-nvl-1", 9001),
+        ("left", 0),
+        ("right", 0),
+        ("mi325x", 9100),
+    ]
+    assert specs[0].labels == {"zone": "a"}
+    assert specs[0].parameters() == PARAMETERS["h100-nvl", GRANITE]
+    small = specs[2].parameters()
+    assert (small.kv_blocks, small.block_tokens, small.max_sequences) == (31, 32, 3)
+    assert specs[2].context_tokens() == 992
+    assert specs[4].parameters() == PARAMETERS["mi325x", SARVAM]
+    assert specs[4].models == ("org/sarvam-30b", "alias")
+
+
+def test_a_bare_list_is_a_fleet(tmp_path: Path) -> None:
+    fleet = load_fleet(fleet_file(tmp_path, "- accelerator: h100-nvl\n- accelerator: h100-nvl\n"))
+    assert [s.name for s in expand(fleet.engines)] == ["h100-nvl", "h100-nvl-2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("engines: [{acelerator: gaudi3}]", "`acelerator`"),
+        ("sped: 3\nengines: [{}]", "`sped`"),
+        ("engines: [{count: 0}]", "count"),
+        ("engines: []", "`engines` is empty"),
+        ("speed: 0\nengines: [{}]", "speed"),
+        ("engines: [", "not YAML"),
+        ("engines: [{loras: 3}]", "loras"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_fleet(fleet_file(tmp_path, text))
+    assert named in caught.value.message
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml"):
+        load_fleet(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("item", "named"),
+    [
+        (FleetItem(accelerator="h100-nvI"), "did you mean h100-nvl"),
+        (FleetItem(accelerator="gaudi3", constants=SARVAM), "not measured on gaudi3"),
+        (FleetItem(kv_tokens=10), "kv_tokens"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_named(item: EngineSpec, named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        item.parameters()
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        FleetItem(count=2, port=9000),
+        FleetItem(count=3, names=("a", "b")),
+        FleetItem(names=("a", "a")),
+    ],
+)
+def test_contradictions_are_refused(item: FleetItem) -> None:
+    with pytest.raises(SettingsError):
+        expand([item])
