@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 MAX_LINE_BYTES = 4096
 MAX_TRAILER_BYTES = 16 * 1024
+_STRICT_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}(?:[ \t]*;[^\r\n]*)?\r\n")
 
 
 class FramingError(ValueError):
@@ -38,7 +41,7 @@ class ChunkFraming:
         if at:
             if self.pieces is not None:
                 self.pieces.append(data[: max(0, min(size, at - 2))])
-            if self._strict and at <= size:
+            if self._strict:
                 self._check_end(data, at)
             if at >= size:
                 self._need = at - size
@@ -57,6 +60,8 @@ class ChunkFraming:
                 self._line = b""
             at = end + 1
             if self._trailer:
+                if self._strict and not line.endswith(b"\r\n"):
+                    raise FramingError("a trailer line ends in a bare line feed")
                 if line in (b"\r\n", b"\n"):
                     return at
                 self._trailer += len(line)
@@ -78,11 +83,10 @@ class ChunkFraming:
         return -1
 
     def _size(self, line: bytes) -> int:
-        digits = line.partition(b";")[0].strip()
-        if self._strict and (not line.endswith(b"\r\n") or not digits.isalnum() or len(digits) > 16):
+        if self._strict and not _STRICT_SIZE.fullmatch(line):
             raise FramingError("a chunk's size is not a hexadecimal number")
         try:
-            size = int(digits, 16)
+            size = int(line.partition(b";")[0], 16)
         except ValueError as exc:
             raise FramingError("a chunk's size is not a hexadecimal number") from exc
         if size < 0:

@@ -176,7 +176,11 @@ class HeadParser:
         raw = dict(zip(names, values, strict=True))
         del lines[0], lines[-2:]
         encoding = raw.get(b"transfer-encoding")
-        if encoding is not None and encoding.strip().lower() != b"chunked":
+        if encoding is not None and (
+            encoding.strip().lower() != b"chunked"
+            or names.count(b"transfer-encoding") > 1
+            or version == "1.0"
+        ):
             raise BadRequest("Malformed HTTP request: only the transfer encoding `chunked` is understood.")
         length = raw.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > MAX_LENGTH_DIGITS or names.count(b"content-length") > 1:
