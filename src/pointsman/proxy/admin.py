@@ -91,7 +91,7 @@ class Admin:
         client.exchange_done()
 
     def refuse(self, client: ClientConnection, head: RequestHead | None, error: PointsmanError) -> None:
-        client.respond_error(error, "", "")
+        client.respond_error(error, head, "")
         client.exchange_done()
 
     def _route(self, method: str, head: RequestHead, body: bytes) -> tuple[int, Any]:

@@ -294,7 +294,7 @@ class Exchange:
         if self._early:
             self._client.write(chunk(api.find(self.request_head.path).stream_error(error)) + LAST_CHUNK)
         else:
-            self._client.respond_error(error, self.request.path, self.request.id)
+            self._client.respond_error(error, self.request_head, self.request.id)
             self._status = error.status
         self._end(Ending.FAILED, error.reason)
 

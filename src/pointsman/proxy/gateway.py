@@ -115,7 +115,7 @@ class Gateway:
         try:
             fmt = head.format
             if fmt is None:
-                if head.method == b"GET" and self._answer_here(client, head.path, request_id):
+                if head.method == b"GET" and self._answer_here(client, head, request_id):
                     return None
                 if not self._paths.passes(head.path):
                     raise PathNotFound(f"The path {head.path} is not served here.")
@@ -128,7 +128,7 @@ class Gateway:
             self._look_again(client, head, request, at_s)
             return None
         except PointsmanError as error:
-            self._refuse(client, head.path, request_id, error, self.clock() - at_s)
+            self._refuse(client, head, request_id, error, self.clock() - at_s)
             return None
         exchange = client.exchange = Exchange(self.plane, client, head, flight, at_s)
         return exchange
@@ -152,31 +152,36 @@ class Gateway:
         try:
             flight = self.plane.router.open(request)
         except PointsmanError as error:
-            self._refuse(client, head.path, request.id, error, self.clock() - at_s)
+            self._refuse(client, head, request.id, error, self.clock() - at_s)
             return
         exchange = client.exchange = Exchange(self.plane, client, head, flight, at_s)
         exchange.send()
 
     def refuse(self, client: ClientConnection, head: RequestHead | None, error: PointsmanError) -> None:
         """Answer bytes that did not become a request."""
-        path, request_id = (head.path, head.request_id) if head else ("", "")
-        self._refuse(client, path, request_id or self._new_id(), error, 0.0)
+        request_id = head.request_id if head else ""
+        self._refuse(client, head, request_id or self._new_id(), error, 0.0)
 
     def _refuse(
-        self, client: ClientConnection, path: str, request_id: str, error: PointsmanError, duration_s: float
+        self,
+        client: ClientConnection,
+        head: RequestHead | None,
+        request_id: str,
+        error: PointsmanError,
+        duration_s: float,
     ) -> None:
-        request = InferenceRequest(id=request_id, path=path, format="")
+        request = InferenceRequest(id=request_id, path=head.path if head else "", format="")
         outcome = Outcome(
             ending=Ending.REFUSED, status=error.status, tries=0, duration_s=duration_s, reason=error.reason
         )
         self.plane.router.observe(request, None, outcome)
-        client.respond_error(error, path, request_id)
+        client.respond_error(error, head, request_id)
         client.exchange_done()
 
     # -- what we answer ourselves
 
-    def _answer_here(self, client: ClientConnection, path: str, request_id: str) -> bool:
-        status = 200
+    def _answer_here(self, client: ClientConnection, head: RequestHead, request_id: str) -> bool:
+        status, path = 200, head.path
         if path in ("/health", "/ping"):
             status = 200 if self.plane.pool.ready and not self.draining else 503
             body = b"{}"
@@ -186,7 +191,7 @@ class Gateway:
             name = path.removeprefix("/v1/models/")
             found = next((m for m in self._models() if m.get("id") == name), None)
             if found is None:
-                self._refuse(client, path, request_id, ModelNotFound(name, self.plane.pool.models()), 0.0)
+                self._refuse(client, head, request_id, ModelNotFound(name, self.plane.pool.models()), 0.0)
                 return True
             body = msgspec.json.encode(found)
         else:

@@ -157,12 +157,12 @@ class ClientConnection(asyncio.Protocol):
         if self._partial:
             data = self._partial + data
         else:
-            if data[:2] == b"\r\n":  # an empty line before a request is to be ignored (RFC 9112, 2.2)
-                data = data.lstrip(b"\r\n")
             self._since = self._host.clock()
+        if data[:1] == b"\r":  # an empty line before a request is to be ignored (RFC 9112, 2.2)
+            data = data.lstrip(b"\r\n")
         end = data.find(b"\r\n\r\n")
         limit = self._host.settings.head_bytes
-        if end > limit or (end < 0 and len(data) > limit):
+        if end > limit or (end < 0 and len(data) > limit + 3):
             raise HeadTooLarge(f"The request head is larger than {limit} bytes (server.head_bytes).")
         if end < 0:
             self._partial = data
@@ -270,10 +270,12 @@ class ClientConnection(asyncio.Protocol):
             )
         )
 
-    def respond_error(self, error: PointsmanError, path: str, request_id: str) -> None:
+    def respond_error(self, error: PointsmanError, head: RequestHead | None, request_id: str) -> None:
         """Write an error in the shape that clients of this path expect."""
         extra = b"retry-after: 1\r\n" if error.status in (429, 503) else b""
-        body = (api.find(path) or api.PASSTHROUGH).error_body(error)
+        body = api.find(head.path if head else "").error_body(error)
+        if head and head.method == b"HEAD":
+            body = b""
         self.respond(error.status, body, request_id, extra=extra)
 
     def closes_with(self, *, open_ended: bool) -> bool:
