@@ -6,7 +6,9 @@ import asyncio
 import json
 import socket
 import ssl
+from collections.abc import Callable
 from types import TracebackType
+from typing import cast
 
 from pointsman.testing.upstream import LINGER_RESET, PATIENCE_S, chunk
 
@@ -56,8 +58,18 @@ class Response:
         return found
 
 
-class RawClient:
+class Cut(ConnectionError):
+    """The connection ended inside what was being read; ``partial`` is what had come."""
+
+    def __init__(self, partial: bytes) -> None:
+        super().__init__("the connection ended too early")
+        self.partial = partial
+
+
+class RawClient(asyncio.Protocol):
     """``async with RawClient(port) as client: client.send(...); await client.response()``."""
+
+    transport: asyncio.Transport
 
     def __init__(
         self, port: int, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None, receive_bytes: int = 0
@@ -67,17 +79,29 @@ class RawClient:
         self._tls = tls
         self._receive_bytes = receive_bytes
         """Size of the socket's receive buffer; 0 leaves it to the system."""
+        self._buffer = bytearray()
+        self._news = asyncio.Event()
+        self.ended = False
+        self.was_reset = False
+        """The other side ended the connection with a reset, not in good order."""
+        self.writable = asyncio.Event()
+        """The other side takes what we send."""
+        self.writable.set()
 
     async def __aenter__(self) -> RawClient:
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        sock = socket.socket(family)
+        sock = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET)
         sock.setblocking(False)
         if self._receive_bytes:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_bytes)
-        await asyncio.get_running_loop().sock_connect(sock, (self._host, self._port))
-        self.reader, self.writer = await asyncio.open_connection(
-            sock=sock, ssl=self._tls, server_hostname="localhost" if self._tls else None
-        )
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.sock_connect(sock, (self._host, self._port))
+            await loop.create_connection(
+                lambda: self, sock=sock, ssl=self._tls, server_hostname="localhost" if self._tls else None
+            )
+        except BaseException:
+            sock.close()
+            raise
         return self
 
     async def __aexit__(
@@ -85,69 +109,112 @@ class RawClient:
     ) -> None:
         self.leave()
 
+    # -- what the event loop tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        self._news.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended = True
+        self.was_reset = isinstance(exc, ConnectionResetError)
+        self._news.set()
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+
+    # -- sending
+
     def send(self, *data: bytes) -> None:
-        self.writer.write(b"".join(data))
+        """Send, or forget it when the other side has closed."""
+        if not self.transport.is_closing():
+            self.transport.write(b"".join(data))
 
     async def send_pieces(self, *pieces: bytes) -> None:
         """Send so that each piece is a read of its own on the other side."""
         for piece in pieces:
-            self.writer.write(piece)
+            self.send(piece)
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
     def leave(self) -> None:
         """Close, whatever is under way."""
-        self.writer.transport.abort()
+        self.transport.abort()
 
     def reset(self) -> None:
         """Close with a TCP reset."""
-        sock = self.writer.get_extra_info("socket")
+        sock = self.transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
-        self.leave()
+        self.transport.abort()
+
+    # -- reading
+
+    async def _until(self, found: Callable[[], int]) -> bytes:
+        """The bytes up to the index that ``found`` gives, as soon as it is not negative."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (end := found()) < 0:
+                if self.ended:
+                    raise Cut(bytes(self._buffer))
+                self._news.clear()
+                await self._news.wait()
+        data = bytes(self._buffer[:end])
+        del self._buffer[:end]
+        return data
+
+    async def read(self, size: int) -> bytes:
+        return await self._until(lambda: size if len(self._buffer) >= size else -1)
+
+    async def line(self, mark: bytes = b"\r\n") -> bytes:
+        """What comes up to ``mark``, included."""
+
+        def end() -> int:
+            at = self._buffer.find(mark)
+            return at + len(mark) if at >= 0 else -1
+
+        return await self._until(end)
+
+    async def closed(self) -> bytes:
+        """What still comes until the other side closes."""
+        return await self._until(lambda: len(self._buffer) if self.ended else -1)
 
     async def head(self) -> Response:
         """The next response's head; interim ones count."""
-        async with asyncio.timeout(PATIENCE_S):
-            return Response(await self.reader.readuntil(b"\r\n\r\n"))
+        return Response(await self.line(b"\r\n\r\n"))
 
     async def response(self, *, bodyless: bool = False) -> Response:
         """The next response, whole or as far as it comes."""
         found = await self.head()
         try:
             if not bodyless and found.status not in (204, 304):
-                async with asyncio.timeout(PATIENCE_S):
-                    await self._body(found)
-        except (asyncio.IncompleteReadError, ConnectionError) as cut:
-            if isinstance(cut, asyncio.IncompleteReadError):
-                found.raw += cut.partial
-            return found
-        found.complete = True
+                await self._body(found)
+        except Cut as cut:
+            found.raw += cut.partial
+        else:
+            found.complete = not self.was_reset
         return found
 
     async def _body(self, found: Response) -> None:
         if "chunked" in found.headers.get("transfer-encoding", ""):
             while True:
-                line = await self.reader.readuntil(b"\r\n")
+                line = await self.line()
                 found.raw += line
                 size = int(line.partition(b";")[0], 16)
-                data = await self.reader.readexactly(size + 2)
+                data = await self.read(size + 2)
                 found.raw += data
                 found.body += data[:-2]
                 if not size:
                     return
         elif "content-length" in found.headers:
-            found.raw = found.body = await self.reader.readexactly(int(found.headers["content-length"]))
+            found.raw = found.body = await self.read(int(found.headers["content-length"]))
         else:
-            found.raw = found.body = await self.reader.read(-1)
+            found.raw = found.body = await self.closed()
 
     async def ask(self, data: bytes = ASK) -> Response:
         self.send(data)
         return await self.response()
-
-    async def closed(self) -> bytes:
-        """What still comes until the other side closes."""
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                return await self.reader.read(-1)
-        except ConnectionError:
-            return b""
