@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import time
 
 import pytest
@@ -32,6 +33,16 @@ async def test_a_process_that_ends_has_its_last_words_told():
     async with running("router", ("serve",)) as process:
         with pytest.raises(ProcessFailed, match=r"router ended: .*endpoints: name at least one"):
             await process.says("base URL", 20.0)
+
+
+async def test_a_process_that_died_in_the_middle_has_its_last_words_told(server):
+    args = ("serve", server.url, "--host", "127.0.0.1", "--port", "0", "--admin-port", "0")
+    async with running("router", args) as process:
+        await process.says("^base URL", 20.0)
+        os.kill(process.pid, signal.SIGKILL)
+        await process._process.wait()
+        with pytest.raises(ProcessFailed, match=r"router ended: .*base URL"):
+            process.cpu_s()
 
 
 async def test_a_process_that_does_not_get_ready_is_told(server):

@@ -50,7 +50,7 @@ def url():
     with ThreadingHTTPServer(("127.0.0.1", 0), _Model) as server:
         server.daemon_threads = True
         _Model.keys = []
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()

@@ -43,13 +43,17 @@ def table(runs: Sequence[Measured]) -> str:
 
 
 def terminal_chart(runs: Sequence[Measured]) -> str:
-    """Output tokens a second and TTFT as bars of text."""
+    """Output tokens a second, TTFT and the share of good requests as bars of text."""
     parts = ["Output tokens a second (more is better)"]
     parts.append(bars([(run.policy, run.stage.output_tok_s, count(run.stage.output_tok_s)) for run in runs]))
     for point in _POINTS[:2]:
         values = [(run.policy, _ttft(run)[point]) for run in runs]
         parts.append(f"\nTime to first token, {point} (less is better)")
         parts.append(bars([(name, value, seconds(value)) for name, value in values]))
+    parts.append("\nRequests within SLO: TTFT up to 5 s, TPOT up to 100 ms (more is better)")
+    parts.append(
+        bars([(run.policy, run.stage.within_slo or 0.0, share(run.stage.within_slo)) for run in runs])
+    )
     return "\n".join(parts)
 
 

@@ -62,6 +62,8 @@ class Process:
 
     def cpu_s(self) -> float:
         """CPU seconds it has used so far."""
+        if self._process.returncode is not None:
+            raise ProcessFailed(f"{self.name} ended: {self._last_words()}")
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
