@@ -195,8 +195,10 @@ class Exchange:
         if self._head is not None:
             self._first_bytes(b"")
         if self._early and not self._plain:  # an error that comes when the stream has been begun
+            ours = api.find(self.request_head.path).stream_error(UpstreamFailed(""))
+            name, _, _ = ours.partition(b"data: ")  # where the API names its error events
             error = b" ".join(b"".join(self._held).split(b"\n"))
-            self._client.write(chunk(b"data: " + error + b"\n\n") + LAST_CHUNK)
+            self._client.write(chunk(name + b"data: " + error + b"\n\n") + LAST_CHUNK)
         if self._status < 400:
             self._end(Ending.OK, "")
         else:
@@ -312,7 +314,7 @@ class Exchange:
             event = api.find(self.request_head.path).stream_error(error)
             self._client.write(chunk(lead + event) + LAST_CHUNK)
         else:
-            self._client.abort()
+            self._client.cut()
         self._end(Ending.FAILED, error.reason)
 
     # -- time

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 import ssl
+import struct
 from http import HTTPStatus
 from typing import Protocol, cast
 
@@ -55,6 +57,7 @@ class Host(Protocol):
         """Answer bytes that did not become a request."""
 
 
+_LINGER_RESET = struct.pack("ii", 1, 0)
 MAX_PIPELINED_BYTES = 64 * 1024
 """Of requests sent ahead; more is left in the socket, so that the client has to wait."""
 
@@ -311,6 +314,14 @@ class ClientConnection(asyncio.Protocol):
         self._read(ahead)
 
     def abort(self) -> None:
+        self.transport.abort()
+
+    def cut(self) -> None:
+        """End the connection in the middle of a response, with a reset: where only the connection's end marks
+        that of the body, a client could not tell it from a good one.
+        """
+        sock = self.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
         self.transport.abort()
 
     # -- time
