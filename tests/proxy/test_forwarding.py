@@ -263,11 +263,14 @@ async def test_a_request_id_is_made_where_there_is_no_sane_one(line: str) -> Non
 
 
 async def test_the_endpoints_own_request_id_does_not_reach_the_client() -> None:
-    async with FakeUpstream([reply(b"{}", 200, "X-Request-Id: theirs")]) as engine, serving(engine) as app:
-        async with RawClient(app.port) as client:
-            answer = await client.ask()
-            assert answer.names.count("x-request-id") == 1
-            assert answer.headers["x-request-id"] == engine.requests[0].headers["x-request-id"] != "theirs"
+    async with (
+        FakeUpstream([reply(b"{}", 200, "X-Request-Id: theirs")]) as engine,
+        serving(engine) as app,
+        RawClient(app.port) as client,
+    ):
+        answer = await client.ask()
+        assert answer.names.count("x-request-id") == 1
+        assert answer.headers["x-request-id"] == engine.requests[0].headers["x-request-id"] != "theirs"
 
 
 async def test_the_clients_address_is_told_to_the_endpoint() -> None:
@@ -294,13 +297,16 @@ async def test_the_endpoint_is_named_only_when_the_settings_say_so() -> None:
 
 async def test_a_chunked_response_is_relayed_with_its_framing() -> None:
     body = b"5;name=value\r\nhello\r\n" + b"0A\r\n0123456789\r\n" + b"0\r\nx-trailer: 1\r\n\r\n"
-    async with FakeUpstream([head("content-type: text/plain") + body]) as engine, serving(engine) as app:
-        async with RawClient(app.port) as client:
-            client.send(ASK)
-            await client.head()
-            assert await client.read(len(body)) == body
-            client.send(ASK)
-            assert (await client.head()).status == 200
+    async with (
+        FakeUpstream([head("content-type: text/plain") + body]) as engine,
+        serving(engine) as app,
+        RawClient(app.port) as client,
+    ):
+        client.send(ASK)
+        await client.head()
+        assert await client.read(len(body)) == body
+        client.send(ASK)
+        assert (await client.head()).status == 200
 
 
 async def test_a_streams_chunks_arrive_one_by_one() -> None:
@@ -308,14 +314,17 @@ async def test_a_streams_chunks_arrive_one_by_one() -> None:
     steps = [SSE_HEAD]
     for i, gate in enumerate(gates):
         steps += [event({"n": i}), gate]
-    async with FakeUpstream([*steps, LAST_CHUNK]) as engine, serving(engine) as app:
-        async with RawClient(app.port) as client:
-            client.send(ASK)
-            await client.head()
-            for i, gate in enumerate(gates):
-                assert await client.read(len(event({"n": i}))) == event({"n": i})
-                gate.set()
-            assert await client.read(len(LAST_CHUNK)) == LAST_CHUNK
+    async with (
+        FakeUpstream([*steps, LAST_CHUNK]) as engine,
+        serving(engine) as app,
+        RawClient(app.port) as client,
+    ):
+        client.send(ASK)
+        await client.head()
+        for i, gate in enumerate(gates):
+            assert await client.read(len(event({"n": i}))) == event({"n": i})
+            gate.set()
+        assert await client.read(len(LAST_CHUNK)) == LAST_CHUNK
 
 
 async def test_head_lines_of_a_response_are_relayed_but_for_the_connections_own() -> None:
