@@ -122,6 +122,7 @@ async def site(scenario: Scenario, policy: Policy, folder: Path) -> AsyncIterato
         fleet = await stack.enter_async_context(running("fleet", ("engine", "--fleet", str(file), *pace)))
         engines = await _engines(fleet, scenario)
         settings = ["server.endpoint_header=true", "log.requests=false", "metrics.interval_s=0.05"]
+        settings += [f"scheduling.seed={scenario.seed}"]
         settings += [f"scheduling.preset={policy.preset}"] if policy.preset else []
         urls = [f"http://{address}" for address in engines]
         router = await stack.enter_async_context(
