@@ -63,13 +63,14 @@ class Job:
 
     def advance(self, output: Output, generated: int) -> None:
         """``generated`` tokens of ``output`` are out: write the new ones."""
+        before = self._opening()
         text = tokens.output(output.place, output.sent, generated)
         output.sent = generated
         frame = self.connection.frame(self._reply.piece(output.index, text, None))
-        if self._fault is None and self._opened:
-            self.connection.write(frame)
+        if before or self._fault is not None:
+            self._write([*before, frame])
         else:
-            self._write([*self._opening(), frame])
+            self.connection.write(frame)
 
     def finish(self, output: Output) -> bool:
         """``output`` is complete; whether the whole answer is."""
@@ -99,9 +100,9 @@ class Job:
             sum(request.cached_tokens for request in first_choices),
         )
 
-    def _opening(self) -> list[bytes]:
+    def _opening(self) -> Sequence[bytes]:
         if self._opened:
-            return []
+            return ()
         self._opened = True
         return [self.connection.frame(event) for event in self._reply.opening()]
 
@@ -109,10 +110,11 @@ class Job:
         total = output.request.output_tokens
         text = tokens.output(output.place, output.sent, total)
         output.sent = total
+        frames = list(self._opening())
         events = [self._reply.piece(output.index, text, self.reason)]
         if not self.unfinished:
             events += self._reply.closing(self._texts(), self.usage())
-        frames = self._opening() + [self.connection.frame(event) for event in events]
+        frames += [self.connection.frame(event) for event in events]
         if not self.unfinished:
             frames.append(self.connection.last_frame())
         return frames

@@ -169,7 +169,8 @@ def _page(
     slots: list[Histogram | Value] = []
     histograms: dict[str, Histogram] = {}
     bounds: list[float] = []
-    model_label = f'model_name="{model}"'.replace("%", "%%")
+    escaped = model.replace("\\", r"\\").replace('"', r"\"").replace("%", "%%")
+    model_label = f'model_name="{escaped}"'
     for line in _template().splitlines():
         sample = None if line.startswith("#") else _SAMPLE.match(line)
         if sample is None or not line.startswith(("vllm:", "process_start_time")):
