@@ -148,6 +148,14 @@ class Gateway:
         await self._refresh_models()
         client.waiting = False
         if client.gone:
+            left = Outcome(
+                ending=Ending.CANCELLED,
+                status=0,
+                tries=0,
+                duration_s=self.clock() - at_s,
+                reason="client_left",
+            )
+            self.plane.router.observe(request, None, left)
             return
         try:
             flight = self.plane.router.open(request)

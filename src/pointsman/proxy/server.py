@@ -57,6 +57,8 @@ class Host(Protocol):
         """Answer bytes that did not become a request."""
 
 
+_HUNG_UP = (7, 8)
+"""TCP_CLOSE and TCP_CLOSE_WAIT (linux/tcp.h)."""
 _LINGER_RESET = struct.pack("ii", 1, 0)
 MAX_PIPELINED_BYTES = 64 * 1024
 """Of requests sent ahead; more is left in the socket, so that the client has to wait."""
@@ -238,11 +240,15 @@ class ClientConnection(asyncio.Protocol):
         self.paused = True
         if self.exchange:
             self.exchange.client_paused(True)
+        else:
+            self.transport.pause_reading()  # no further request before the answers have been read
 
     def resume_writing(self) -> None:
         self.paused = False
         if self.exchange:
             self.exchange.client_paused(False)
+        elif not self.waiting:
+            self._read_ahead()
 
     def pause_reading(self, paused: bool) -> None:
         if paused:
@@ -302,16 +308,19 @@ class ClientConnection(asyncio.Protocol):
             self.transport.close()
             return
         self._since = self._host.clock()
-        if self._ahead:
+        if self.paused:
+            self.transport.pause_reading()
+        elif self._ahead:
             asyncio.get_running_loop().call_soon(self._read_ahead)
 
     def _read_ahead(self) -> None:
-        if self.gone or self.exchange or self.waiting:
+        if self.gone or self.exchange or self.waiting or self.paused or self._closing:
             return
         ahead, self._ahead = self._ahead, b""
         if not self.transport.is_reading():
             self.transport.resume_reading()
-        self._read(ahead)
+        if ahead:
+            self._read(ahead)
 
     def abort(self) -> None:
         self.transport.abort()
@@ -331,6 +340,11 @@ class ClientConnection(asyncio.Protocol):
         """A request is being answered, or has been read in part."""
         return bool(self.exchange or self.waiting or self._head is not None or self._partial)
 
+    def _hung_up(self) -> bool:
+        """The client has closed its end; asked where nothing is read, and the end would be seen too late."""
+        info = self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        return info[0] in _HUNG_UP
+
     def drain(self) -> None:
         """Close when idle, or after the response under way."""
         self._closing = True
@@ -341,6 +355,8 @@ class ClientConnection(asyncio.Protocol):
         """Called a few times a second: is the client in time?"""
         if self.exchange:
             self.exchange.check(now)
+            if not self.transport.is_reading() and self._hung_up():
+                self.transport.abort()
             return
         if self.waiting or self.gone:
             return

@@ -119,6 +119,8 @@ class Connections:
             connection.transport.abort()
         else:
             connection.age = 0
+            if not connection.transport.is_reading():  # a slow client's answer ended while it had to wait
+                connection.transport.resume_reading()
             self._idle.append(connection)
 
     def sweep(self, max_age: int) -> None:
