@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +33,16 @@ def test_equal_beginnings_have_equal_hashes_and_nothing_else(data: bytes, at: in
     assert ours[:same] == theirs[:same]
     assert not set(ours[same:]) & set(theirs[same:])
     assert not set(ours) & set(tokens.block_hashes(data, block, 1))
+
+
+def test_remembered_hashes_are_the_same_hashes() -> None:
+    rng = random.Random(5)
+    hasher = tokens.BlockHasher()
+    texts = [rng.randbytes(20_000) for _ in range(3)]
+    for _ in range(60):
+        data = b"".join(rng.choices(texts, k=rng.randint(0, 3)))[: rng.randint(0, 50_000)]
+        block, seed = rng.choice([16, 32]), rng.choice([1, 2])
+        assert hasher.hash(data, block, seed) == tokens.block_hashes(data, block, seed)
 
 
 @given(st.binary(min_size=1, max_size=200), st.integers(0, 60), st.sampled_from([1, 4, 16]))

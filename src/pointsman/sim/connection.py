@@ -81,10 +81,10 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
+        except (httptools.HttpParserUpgrade, httptools.HttpParserError):
             self._refuse()
-        except httptools.HttpParserError:
-            self._refuse()
+        else:
+            self._next()
 
     # httptools
 
@@ -116,8 +116,6 @@ class Connection(asyncio.Protocol):
         self._headers = {}
         self._body = []
         self._pending.append(request)
-        if len(self._pending) == 1:
-            self._next()
 
     # answers
 

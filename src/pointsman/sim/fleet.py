@@ -10,6 +10,7 @@ from pointsman.errors import SettingsError
 from pointsman.sim.routes import handle
 from pointsman.sim.server import SimulatedEngine
 from pointsman.sim.spec import EngineSpec, FleetItem, Pace, expand
+from pointsman.sim.tokens import BlockHasher
 from pointsman.types import Clock
 
 
@@ -43,8 +44,10 @@ async def running_fleet(
         specs = [EngineSpec() for _ in range(specs)]
     items = [FleetItem(**{f: getattr(s, f) for f in s.__struct_fields__}) for s in specs]
     pace = Pace(speed=speed, tokens_per_chunk=tokens_per_chunk)
+    hasher = BlockHasher()
     engines = [
-        SimulatedEngine(spec, pace, handle, host=host, clock=clock, unix_s=unix_s) for spec in expand(items)
+        SimulatedEngine(spec, pace, handle, host=host, hasher=hasher, clock=clock, unix_s=unix_s)
+        for spec in expand(items)
     ]
     by_name = {engine.name: engine for engine in engines}
     started: list[SimulatedEngine] = []

@@ -47,6 +47,7 @@ class SimulatedEngine:
         handler: Handler,
         *,
         host: str = "127.0.0.1",
+        hasher: tokens.BlockHasher,
         clock: Clock,
         unix_s: Clock,
     ) -> None:
@@ -63,6 +64,7 @@ class SimulatedEngine:
         self.loras: dict[str, None] = dict.fromkeys(spec.loras)
         self._parameters = spec.parameters()
         self._handler = handler
+        self._hasher = hasher
         self._port = Port(host, spec.port, partial(Connection, self), self._changed)
         self._clock = clock
         self._unix_s = unix_s
@@ -371,7 +373,7 @@ class SimulatedEngine:
         self, job: Job, prompt: bytes, output_tokens: int, choices: int, seed: int, now_s: float
     ) -> None:
         block = self._parameters.block_tokens
-        chain = tokens.block_hashes(prompt, block, seed)
+        chain = self._hasher.hash(prompt, block, seed)
         start = xxh64_intdigest(
             prompt[len(chain) * block * tokens.TOKEN_BYTES :], chain[-1] if chain else seed
         )

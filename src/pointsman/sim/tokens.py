@@ -16,6 +16,8 @@ from collections.abc import Iterable, Sequence
 from xxhash import xxh64_intdigest
 
 TOKEN_BYTES = 4
+SPAN_BLOCKS = 64
+SPANS = 8192
 _CORPUS_TOKENS = 4096
 _WORDS = (
     b"the and for not you but all can her was one our out day get has him his how man new now old see two "
@@ -74,6 +76,32 @@ def block_hashes(data: bytes, block_tokens: int, seed: int) -> list[int]:
         previous = xxh64_intdigest(data[end - size : end], previous)
         add(previous)
     return chain
+
+
+class BlockHasher:
+    """``block_hashes``, remembering what it hashed: of a long prompt seen before only every ``SPAN_BLOCKS``
+    blocks are hashed as one. Holds at most ``SPANS`` spans, some 20 MB; the oldest go.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, list[int]] = {}
+
+    def hash(self, data: bytes, block_tokens: int, seed: int) -> list[int]:
+        size = SPAN_BLOCKS * block_tokens * TOKEN_BYTES
+        span = seed ^ block_tokens
+        chain: list[int] = []
+        last = seed
+        for end in range(size, len(data) + 1, size):
+            text = data[end - size : end]
+            span = xxh64_intdigest(text, span)
+            hashes = self._known.get(span)
+            if hashes is None:
+                hashes = self._known[span] = block_hashes(text, block_tokens, last)
+                if len(self._known) > SPANS:
+                    del self._known[next(iter(self._known))]
+            chain += hashes
+            last = hashes[-1]
+        return chain + block_hashes(data[len(data) // size * size :], block_tokens, last)
 
 
 def continued_hashes(

@@ -12,6 +12,7 @@ from pointsman.sim.formats.ask import (
     ABSENT,
     Ask,
     Choice,
+    Content,
     Context,
     Message,
     Usage,
@@ -26,7 +27,7 @@ STOP_REASONS = {"length": "max_tokens", "stop": "end_turn"}
 class _Count(msgspec.Struct):
     model: str | None = None
     messages: list[Message] = []
-    system: Raw = ABSENT
+    system: Content = None
     tools: Raw = ABSENT
 
     def prompt(self) -> bytes:

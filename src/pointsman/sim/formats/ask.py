@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -124,29 +124,26 @@ def read(body: bytes, kind: type[T]) -> T:
         ) from exc
 
 
-def prompt_list(raw: Raw, name: str = "prompt") -> list[bytes]:
+def prompt_list(value: object, name: str = "prompt") -> list[bytes]:
     """A prompt field: a text, a list of token ids, or a list of either."""
-    text = bytes(raw)
-    if not text:
-        raise Refused(400, f"1 validation error: `{name}` is missing", "Bad Request")
-    value: object = read(text, object)
     if isinstance(value, list) and value and not isinstance(value[0], int):
-        batch: list[object] = value
-    else:
-        batch = [value]
-    return [_prompt(item, name) for item in batch]
+        return [_prompt(item, name) for item in value]
+    return [_prompt(value, name)]
 
 
 def _prompt(value: object, name: str) -> bytes:
     if isinstance(value, str):
-        return value.encode(errors="surrogatepass")
+        return text_bytes(value)
     try:
-        ids = msgspec.convert(value, list[int])
-        return tokens.from_ids(ids)
+        return tokens.from_ids(msgspec.convert(value, list[int]))
     except (msgspec.ValidationError, OverflowError) as exc:
-        raise Refused(
-            400, f"1 validation error: `{name}` is no text and no list of token ids", "Bad Request"
-        ) from exc
+        message = f"1 validation error: `{name}` is no text and no list of token ids"
+        raise Refused(400, message, "Bad Request") from exc
+
+
+def text_bytes(text: str) -> bytes:
+    """``text`` as UTF-8; lone surrogates, which JSON can carry, are kept."""
+    return text.encode(errors="surrogatepass")
 
 
 class Part(msgspec.Struct):
@@ -164,11 +161,14 @@ class Part(msgspec.Struct):
     input: Raw = ABSENT
 
 
+Content: TypeAlias = str | list[Part] | None
+
+
 class Message(msgspec.Struct):
     """A message of a chat, of any format."""
 
     role: str = "user"
-    content: Raw = ABSENT
+    content: Content = None
     tool_calls: Raw = ABSENT
 
 
@@ -189,19 +189,16 @@ def _rendered(role: str, content: bytes) -> tuple[bytes, bytes]:
     return tokens.filled(b"<|%b|>\n" % role.encode(), b"\n"), tokens.filled(content, b"\n")
 
 
-def content_bytes(raw: Raw) -> bytes:
+def content_bytes(content: Content) -> bytes:
     """A message's content: a text, or parts; media become ``MEDIA_TOKENS`` tokens that tell them apart."""
-    text = bytes(raw)
-    if not text or text == b"null":
-        return b""
-    if text[:1] == b'"':
-        return read(text, str).encode(errors="surrogatepass")
-    return b"".join(map(_part, read(text, list[Part])))
+    if isinstance(content, str):
+        return text_bytes(content)
+    return b"".join(map(_part, content or ()))
 
 
 def _part(part: Part) -> bytes:
     if part.text is not None:
-        return part.text.encode(errors="surrogatepass")
+        return text_bytes(part.text)
     media = b"".join(
         map(bytes, (part.image_url, part.input_audio, part.audio_url, part.video_url, part.file, part.source))
     )

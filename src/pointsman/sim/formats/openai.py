@@ -37,7 +37,7 @@ class _StreamOptions(msgspec.Struct):
 
 class _Generate(msgspec.Struct):
     model: str | None = None
-    prompt: Raw = ABSENT
+    prompt: object = None
     messages: list[Message] | None = None
     tools: Raw = ABSENT
     max_tokens: int | None = None
@@ -216,7 +216,7 @@ def _whole(head: bytes, choices: Sequence[bytes], usage: Usage, more: bytes) -> 
 
 class _Embed(msgspec.Struct):
     model: str | None = None
-    input: Raw = ABSENT
+    input: object = None
     encoding_format: str | None = "float"
     dimensions: int | None = None
     cache_salt: str | None = None
@@ -288,7 +288,7 @@ def tokenize(body: bytes) -> tuple[bytes, bool]:
 
 
 class _Tokenize(msgspec.Struct):
-    prompt: Raw = ABSENT
+    prompt: object = None
     messages: list[Message] | None = None
     return_token_strs: bool = False
 
@@ -299,4 +299,4 @@ class _Detokenize(msgspec.Struct):
 
 def detokenize(body: bytes) -> str:
     """The text of a ``/detokenize`` request's tokens."""
-    return tokens.text_of(prompt_list(Raw(msgspec.json.encode(read(body, _Detokenize).tokens)))[0])
+    return tokens.text_of(prompt_list(read(body, _Detokenize).tokens, "tokens")[0])

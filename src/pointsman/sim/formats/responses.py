@@ -18,9 +18,9 @@ from pointsman.sim.formats.ask import (
     Message,
     Refused,
     Usage,
-    content_bytes,
     read,
     render,
+    text_bytes,
 )
 
 KEPT = 10_000
@@ -29,7 +29,7 @@ KEPT = 10_000
 
 class _Asked(msgspec.Struct):
     model: str | None = None
-    input: Raw = ABSENT
+    input: str | list[Message] = ""
     instructions: str | None = None
     tools: Raw = ABSENT
     previous_response_id: str | None = None
@@ -83,10 +83,9 @@ class Responses:
 def _prompt(asked: _Asked) -> bytes:
     before = [("tools", bytes(asked.tools)), ("system", (asked.instructions or "").encode())]
     given = [(role, text) for role, text in before if text and text != b"null"]
-    raw = bytes(asked.input)
-    if raw[:1] == b"[":
-        return render(read(raw, list[Message]), given)
-    return render((), [*given, ("user", content_bytes(asked.input))])
+    if isinstance(asked.input, list):
+        return render(asked.input, given)
+    return render((), [*given, ("user", text_bytes(asked.input))])
 
 
 class Answer:
