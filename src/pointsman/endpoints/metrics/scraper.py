@@ -65,6 +65,7 @@ class Scraper:
         self._watched: dict[str, _Watched] = {}
         self._lookups: dict[str, asyncio.Task[None]] = {}
         self._models_asked_at = float("-inf")
+        self._refresh: asyncio.Task[None] | None = None
         pool.listen(self._on_pool)
 
     def _on_pool(self, event: str, endpoint: Endpoint) -> None:
@@ -86,6 +87,8 @@ class Scraper:
                     watched.fetcher.close()
             for task in self._lookups.values():
                 task.cancel()
+            if self._refresh:
+                self._refresh.cancel()
 
     def tick(self) -> bool:
         """Start what is due. Returns whether any endpoint is busy."""
@@ -195,12 +198,16 @@ class Scraper:
             self._pool.unreachable(target.name)
 
     async def refresh_models(self) -> None:
-        """Read every reachable endpoint's model list again, unless that was done within the last second."""
+        """Read every reachable endpoint's model list again, unless that was done within the last second;
+        whoever asks while it is being done waits for it, too.
+        """
         now = self._clock()
-        if now - self._models_asked_at < MIN_MODELS_GAP_S:
-            return
-        self._models_asked_at = now
-        await self.learn(m for m in self._pool.members.values() if m.reached)
+        if now - self._models_asked_at >= MIN_MODELS_GAP_S:
+            self._models_asked_at = now
+            reached = [m for m in self._pool.members.values() if m.reached]
+            self._refresh = asyncio.get_running_loop().create_task(self.learn(reached))
+        if self._refresh:
+            await asyncio.shield(self._refresh)
 
     async def learn(self, members: Iterable[Member]) -> None:
         """Read models and metrics of these endpoints now."""
