@@ -74,6 +74,11 @@ _COLLECTION = re.compile(r"/v1/(?:responses|conversations|files|batches)/?(?:\?|
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,256})"')
 
 
+def makes_state(path: str) -> bool:
+    """Whether a POST to ``path`` makes something that later calls name."""
+    return _COLLECTION.search(path) is not None
+
+
 def created_id(path: str, head: bytes) -> str:
     """The id of what a POST to ``path`` created, out of the response's first bytes; empty where it created
     none.

@@ -28,6 +28,8 @@ TAIL_READS = 4
 ``[DONE]``.
 """
 TAIL_BYTES = 16 * 1024
+MAX_ID_AT = 4096
+"""The id of what an answer made is looked for in this many of its first bytes."""
 MAX_HELD_BYTES = 1024 * 1024
 """An answer that is held back, because another endpoint may do better, is at most this large."""
 
@@ -172,10 +174,24 @@ class Exchange:
             if head:
                 self._client.write(head)
             self._write(data)
-        if self.request_head.method == b"POST":
-            state_id = api.created_id(self.request_head.path, data)
-            if state_id:
-                self._plane.router.remember(self.flight, state_id)
+        if self.request_head.method == b"POST" and api.makes_state(self.request_head.path):
+            self._find_id(data)
+
+    def _find_id(self, seen: bytes) -> None:
+        """The first bytes of the answer name what it made, in whatever pieces they come: remember who holds
+        it."""
+        state_id = api.created_id(self.request_head.path, seen)
+        if state_id:
+            self._plane.router.remember(self.flight, state_id)
+        elif len(seen) < MAX_ID_AT:
+            write = self._write
+
+            def look_on(data: bytes) -> None:
+                self._write = write
+                write(data)
+                self._find_id(seen + data)
+
+            self._write = look_on
 
     def response_done(self) -> None:
         self._upstream = None
