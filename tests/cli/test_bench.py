@@ -9,6 +9,8 @@ import pytest
 
 from pointsman.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("no_stray_loop")
+
 
 class _Model(BaseHTTPRequestHandler):
     """Streams ``max_tokens`` tokens; models whose name is ``full`` get 503."""

@@ -12,6 +12,8 @@ import pytest
 from pointsman.cli.demo import VOID
 from pointsman.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("no_stray_loop")
+
 QUICK = ("--speed", "100", "--duration", "1")
 """So fast that the figures may be void, which is not what is tested here."""
 
