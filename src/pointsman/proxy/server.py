@@ -347,9 +347,10 @@ class ClientConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Close when idle, or after the response under way."""
-        self._closing = True
         if not self.busy:
             self.transport.close()
+        elif self.exchange or self.waiting:  # what has been read in part closes when it has been read
+            self._closing = True
 
     def check(self, now: float) -> None:
         """Called a few times a second: is the client in time?"""
