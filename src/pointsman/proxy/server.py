@@ -163,7 +163,7 @@ class ClientConnection(asyncio.Protocol):
             data = self._partial + data
         else:
             self._since = self._host.clock()
-        if data[:1] == b"\r":  # an empty line before a request is to be ignored (RFC 9112, 2.2)
+        if data[:1] in b"\r\n":  # an empty line before a request is to be ignored (RFC 9112, 2.2)
             data = data.lstrip(b"\r\n")
         end = data.find(b"\r\n\r\n")
         limit = self._host.settings.head_bytes
@@ -329,9 +329,10 @@ class ClientConnection(asyncio.Protocol):
         """End the connection in the middle of a response, with a reset: where only the connection's end marks
         that of the body, a client could not tell it from a good one.
         """
-        sock = self.transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-        self.transport.abort()
+        if not self.transport.is_closing():
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            self.transport.abort()
 
     # -- time
 
@@ -356,7 +357,7 @@ class ClientConnection(asyncio.Protocol):
         """Called a few times a second: is the client in time?"""
         if self.exchange:
             self.exchange.check(now)
-            if not self.transport.is_reading() and self._hung_up():
+            if not self.transport.is_reading() and not self.transport.is_closing() and self._hung_up():
                 self.transport.abort()
             return
         if self.waiting or self.gone:
