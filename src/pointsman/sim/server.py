@@ -30,7 +30,7 @@ EARLY_S = 0.0005
 """A run counts as over this long before its wall-clock end: event loops' timers tick in milliseconds."""
 KEEP_ALIVE_S = 5.0
 """Idle connections are closed after so long, as vLLM's server does."""
-LOG_LENGTH = 100_000
+LOG_LENGTH = 20_000
 
 Handler = Callable[["SimulatedEngine", Connection, Request], None]
 

@@ -23,7 +23,7 @@ from pointsman.sim.formats.ask import (
     text_bytes,
 )
 
-KEPT = 10_000
+KEPT = 1_000
 """Responses an engine remembers; the oldest goes."""
 
 
