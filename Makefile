@@ -40,3 +40,14 @@ $(BIN)/.demo-ready: pyproject.toml
 .PHONY: demo
 demo: $(BIN)/.demo-ready
 	$(BIN)/pointsman demo --output out/demo $(ARGS)
+
+# Two real vLLM servers (CPU, 3.5 GB of packages in out/vllm, some minutes the first time) behind Pointsman
+.PHONY: test-vllm
+test-vllm: setup
+	$(BIN)/python tests_vllm/setup.py
+	$(BIN)/python -m pytest tests_vllm $(ARGS)
+
+# Ten minutes of load on engines that are killed, hung and restarted; ARGS as in `python -m bench.soak --help`
+.PHONY: soak
+soak: setup
+	$(BIN)/python -m bench.soak $(ARGS)
