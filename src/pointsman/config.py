@@ -6,6 +6,7 @@ Every leaf says what it is; seconds end in ``_s``, bytes in ``_bytes``. Unknown 
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -320,3 +321,47 @@ def redacted(settings: Settings) -> dict[str, Any]:
 
     result: dict[str, Any] = clean(msgspec.to_builtins(settings))
     return result
+
+
+REFERENCE_HEAD = """\
+# Settings
+
+Written by `pointsman config reference`; do not edit. A settings file (`--config`) is YAML with these keys,
+all of them optional. `--set section.key=value` overrides one; the value is YAML. A key that is misspelt
+stops start-up and is named. `pointsman config show` prints the settings in force.
+"""
+
+
+def reference() -> str:
+    """docs/reference/settings.md: every key, its default and what it is, from the tree itself."""
+    lines = [REFERENCE_HEAD]
+    for name, cls in (("", Settings), *_sections()):
+        rows = [field for field in msgspec.structs.fields(cls) if _description(field.type)]
+        lines += [
+            f"## {name}\n" if name else "",
+            inspect.getdoc(cls) or "",
+            "",
+            "| key | default | what it is |",
+        ]
+        lines += ["|---|---|---|"]
+        lines += [f"| `{field.name}` | {_default(field)} | {_description(field.type)} |" for field in rows]
+        lines.append("")
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+
+
+def _sections() -> list[tuple[str, type]]:
+    sections = [(f.name, f.type) for f in msgspec.structs.fields(Settings) if not _description(f.type)]
+    return [("endpoints[]", Endpoint), *sections]
+
+
+def _description(kind: Any) -> str:
+    """What the annotations of a key say of it; a section has none."""
+    said = [meta.description for meta in getattr(kind, "__metadata__", ()) if meta.description]
+    return "; ".join(said)
+
+
+def _default(field: msgspec.structs.FieldInfo) -> str:
+    if field.required:
+        return "required"
+    default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+    return f"`{msgspec.json.encode(default).decode()}`"

@@ -8,7 +8,7 @@ import sys
 import msgspec
 
 from pointsman.cli.settings import add_settings_arguments, settings_from
-from pointsman.config import Settings, redacted
+from pointsman.config import Settings, redacted, reference
 from pointsman.proxy.application import Application
 from pointsman.proxy.gateway import server_tls
 
@@ -22,12 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action = actions.add_parser(name, help=text)
         add_settings_arguments(action)
     actions.add_parser("schema", help="print the JSON schema of the settings file")
+    actions.add_parser("reference", help="print every setting with its default and what it is, as Markdown")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.action == "schema":
         schema = msgspec.json.encode(msgspec.json.schema(Settings))
         print(msgspec.json.format(schema).decode())
+        return 0
+    if args.action == "reference":
+        sys.stdout.write(reference())
         return 0
     settings = settings_from(args)
     if args.action == "show":
