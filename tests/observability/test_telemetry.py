@@ -1,0 +1,124 @@
+"""The /metrics page as Prometheus reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pointsman.observability.telemetry import Telemetry, gauge
+from pointsman.testing import fleet, request
+from pointsman.types import Decision, Ending, Outcome, Usage
+
+
+def decision(chosen: int = 0, **fields: Any) -> Decision:
+    endpoints = fleet(2)
+    defaults = {"request_id": "r1", "model": "m", "at_s": 0.0, "profile": "default"}
+    return Decision(**(defaults | {"candidates": endpoints, "chosen": endpoints[chosen]} | fields))
+
+
+def outcome(**fields: Any) -> Outcome:
+    return Outcome(**({"ending": Ending.OK, "status": 200, "endpoint": "e0"} | fields))
+
+
+def read(telemetry: Telemetry) -> dict[str, dict[frozenset[tuple[str, str]], float]]:
+    """Sample name to values by labels."""
+    found: dict[str, dict[frozenset[tuple[str, str]], float]] = {}
+    for family in text_string_to_metric_families(telemetry.page().decode()):
+        assert family.documentation
+        for sample in family.samples:
+            labels = frozenset(sample.labels.items())
+            assert labels not in found.setdefault(sample.name, {}), "a series twice"
+            found[sample.name][labels] = sample.value
+    return found
+
+
+def value(telemetry: Telemetry, name: str, **labels: str) -> float:
+    """The sum of the series that carry these labels."""
+    wanted = labels.items()
+    return sum(v for k, v in read(telemetry).get(name, {}).items() if wanted <= dict(k).items())
+
+
+@pytest.fixture
+def telemetry() -> Telemetry:
+    return Telemetry()
+
+
+def test_a_quiet_page_is_a_page(telemetry: Telemetry) -> None:
+    assert read(telemetry) == {}
+    assert b"# TYPE pointsman_requests_total counter" in telemetry.page()
+
+
+def test_requests_are_counted_by_how_they_ended(telemetry: Telemetry) -> None:
+    telemetry(request(), decision(), outcome())
+    telemetry(request(), decision(), outcome())
+    telemetry(request(), decision(), outcome(ending=Ending.ERROR, status=503, reason="upstream"))
+    telemetry(request(), None, outcome(ending=Ending.REFUSED, status=429, endpoint="", reason="saturated"))
+    name = "pointsman_requests_total"
+    assert value(telemetry, name) == 4
+    assert value(telemetry, name, ending="ok", status="200", model="m", endpoint="e0") == 2
+    assert value(telemetry, name, ending="error", status="503", reason="upstream") == 1
+    assert value(telemetry, name, ending="refused", status="429", reason="saturated", model="") == 1
+
+
+def test_retries_count_at_the_endpoint_that_was_left(telemetry: Telemetry) -> None:
+    telemetry(request(), decision(tried=("e1", "e2")), outcome(tries=3))
+    assert value(telemetry, "pointsman_retries_total", endpoint="e1") == 1
+    assert value(telemetry, "pointsman_retries_total") == 2
+
+
+def test_tokens_as_the_engine_said_and_as_we_thought(telemetry: Telemetry) -> None:
+    usage = Usage(prompt_tokens=100, output_tokens=10, cached_tokens=64)
+    telemetry(request(), decision(prompt_tokens=90, matched_tokens=60), outcome(usage=usage))
+    telemetry(request(), decision(prompt_tokens=5), outcome())
+    kinds = {"prompt": 100, "output": 10, "cached": 64, "estimated_prompt": 95, "estimated_cached": 60}
+    for kind, tokens in kinds.items():
+        assert value(telemetry, "pointsman_tokens_total", endpoint="e0", kind=kind) == tokens
+
+
+def test_histograms_are_cumulative_and_count_everything(telemetry: Telemetry) -> None:
+    for ttft_s in (0.0005, 0.02, 0.02, 1000.0):
+        telemetry(request(), decision(), outcome(ttft_s=ttft_s, duration_s=ttft_s * 2))
+    for name, total in (
+        ("pointsman_ttft_seconds", 1000.0405),
+        ("pointsman_request_duration_seconds", 2000.081),
+    ):
+        buckets: Mapping[frozenset[tuple[str, str]], float] = read(telemetry)[f"{name}_bucket"]
+        rows = sorted((float(dict(labels)["le"]), count) for labels, count in buckets.items())
+        counts = [count for _, count in rows]
+        assert counts == sorted(counts)
+        assert rows[-1] == (float("inf"), 4)
+        assert value(telemetry, f"{name}_count") == 4
+        assert value(telemetry, f"{name}_sum") == pytest.approx(total)
+    assert value(telemetry, "pointsman_ttft_seconds_bucket", le="0.001") == 1
+    assert value(telemetry, "pointsman_ttft_seconds_bucket", le="0.025") == 3
+
+
+def test_a_request_without_first_byte_has_no_ttft(telemetry: Telemetry) -> None:
+    telemetry(request(), decision(), outcome(ending=Ending.CANCELLED, status=0))
+    assert value(telemetry, "pointsman_ttft_seconds_count") == 0
+    assert value(telemetry, "pointsman_request_duration_seconds_count") == 1
+
+
+def test_labels_may_hold_anything(telemetry: Telemetry) -> None:
+    telemetry(request(), decision(model='a"b\\c\nd'), outcome())
+    assert value(telemetry, "pointsman_requests_total", model='a"b\\c\nd') == 1
+
+
+def test_ids_paths_and_models_of_refused_requests_make_no_series(telemetry: Telemetry) -> None:
+    for i in range(500):
+        refused = outcome(ending=Ending.REFUSED, status=404, endpoint="", reason="model_not_found")
+        telemetry(request(id=f"r{i}", path=f"/v1/p{i}", model=f"invented-{i}"), None, refused)
+        telemetry(request(id=f"s{i}"), decision(request_id=f"s{i}"), outcome(duration_s=i / 10))
+    assert len(read(telemetry)["pointsman_requests_total"]) == 2
+    assert value(telemetry, "pointsman_requests_total") == 1000
+
+
+def test_further_gauges_are_asked_for_at_each_scrape() -> None:
+    level = [1.0]
+    telemetry = Telemetry(lambda: [gauge("x", "It.", ("a",), [(("one",), level[0])])])
+    assert value(telemetry, "x", a="one") == 1
+    level[0] = 2.0
+    assert value(telemetry, "x", a="one") == 2
