@@ -149,9 +149,10 @@ class RawClient(asyncio.Protocol):
 
     def reset(self) -> None:
         """Close with a TCP reset."""
-        sock = self.transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
-        self.transport.abort()
+        if not self.transport.is_closing():
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+            self.transport.abort()
 
     # -- reading
 
@@ -205,11 +206,14 @@ class RawClient(asyncio.Protocol):
                 line = await self.line()
                 found.raw += line
                 size = int(line.partition(b";")[0], 16)
+                if not size:
+                    break
                 data = await self.read(size + 2)
                 found.raw += data
                 found.body += data[:-2]
-                if not size:
-                    return
+            while line != b"\r\n":  # the trailer section
+                line = await self.line()
+                found.raw += line
         elif "content-length" in found.headers:
             found.raw = found.body = await self.read(int(found.headers["content-length"]))
         else:
