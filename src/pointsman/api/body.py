@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import msgspec
 from msgspec import Raw
 
+from pointsman.api.cutting import MARK, cut, restored
 from pointsman.api.format import Parse, passthrough
 from pointsman.api.prompts import ABSENT
 from pointsman.errors import BadRequest
@@ -91,8 +92,28 @@ def reader(shape: type[B]) -> Callable[[bytes], B]:
     """A function from a body to its fields, which raises ``BadRequest`` where JSON or ``model`` is broken."""
     decode = msgspec.json.Decoder(shape).decode
     lenient = _lenient(shape)
+    raw_fields = [name for name, hint in get_type_hints(shape).items() if hint is Raw]
+
+    def read_cut(skeleton: bytes, insides: list[bytes]) -> B | None:
+        """The fields of a body from its skeleton; None when only the whole body can tell."""
+        try:
+            fields = decode(skeleton)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        for name in raw_fields:
+            value = getattr(fields, name)
+            if len(value) > len(MARK) and MARK in bytes(value):
+                setattr(fields, name, Raw(restored(bytes(value), insides)))
+        if fields.model and MARK.decode() in fields.model:
+            return None
+        return fields
 
     def read(body: bytes) -> B:
+        found = cut(body)
+        if found is not None:
+            fields = read_cut(*found)
+            if fields is not None:
+                return fields
         try:
             return decode(body)
         except msgspec.ValidationError:

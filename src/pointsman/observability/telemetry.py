@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from pointsman.types import Decision, Ending, InferenceRequest, Outcome
+from pointsman.types import Decision, InferenceRequest, Outcome
 
 SECONDS = (
     0.001,
@@ -99,7 +99,7 @@ class Telemetry(Collector):
 
     def __init__(self, gauges: Gauges = tuple) -> None:
         self._gauges = gauges
-        self._series: dict[tuple[str, str, int, Ending, str], Series] = {}
+        self._series: dict[tuple[str, str, int, str, str], Series] = {}
         """By model, endpoint, status, ending and reason."""
         self._retries: Counter[str] = Counter()
         self._registry = CollectorRegistry()
@@ -107,7 +107,7 @@ class Telemetry(Collector):
 
     def __call__(self, request: InferenceRequest, decision: Decision | None, outcome: Outcome) -> None:
         model = decision.model if decision else ""
-        key = (model, outcome.endpoint, outcome.status, outcome.ending, outcome.reason)
+        key = (model, outcome.endpoint, outcome.status, outcome.ending._value_, outcome.reason)
         series = self._series.get(key)
         if series is None:
             series = self._series[key] = Series()
@@ -138,7 +138,7 @@ class Telemetry(Collector):
         tokens: Counter[Labels] = Counter()
         summed: dict[Labels, Series] = {}
         for (model, endpoint, status, ending, reason), series in self._series.items():
-            requests.add_metric((model, endpoint, str(status), ending.value, reason), series.requests)
+            requests.add_metric((model, endpoint, str(status), ending, reason), series.requests)
             if not endpoint:
                 continue
             into = summed.setdefault((model, endpoint), Series())
