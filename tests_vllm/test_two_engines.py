@@ -20,6 +20,8 @@ import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
 from tests_vllm.servers import BLOCK_TOKENS, KV_BLOCKS, MODEL, Engine, Gateway, eventually, get
 
+pytestmark = pytest.mark.timeout(900)  # an engine takes half a minute to start
+
 Engines = tuple[Engine, Engine]
 
 GROUPS = 10

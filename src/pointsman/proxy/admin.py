@@ -32,6 +32,10 @@ class MethodNotAllowed(PointsmanError):
     status, reason, kind = 405, "method_not_allowed", "invalid_request_error"
 
 
+class Forbidden(PointsmanError):
+    status, reason, kind = 403, "forbidden", "invalid_request_error"
+
+
 class Admin:
     """Answers requests on the admin port (``server.Host``)."""
 
@@ -95,6 +99,8 @@ class Admin:
         client.exchange_done()
 
     def _route(self, method: str, head: RequestHead, body: bytes) -> tuple[int, Any]:
+        if method != "GET" and "origin" in head.headers:
+            raise Forbidden("A web page of somebody else's may not change anything here.")
         parts = [unquote(part) for part in head.path.strip("/").split("/")]
         query = parse_qs(head.url.partition(b"?")[2].decode("latin-1"))
         match (method, *parts):
@@ -127,7 +133,7 @@ class Admin:
 
     def _recent(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
         limit = query.get("limit", ["50"])[0]
-        if not limit.isdigit() or not 1 <= int(limit) <= MAX_DECISIONS:
+        if not limit.isdecimal() or not 1 <= int(limit) <= MAX_DECISIONS:
             raise BadRequest(f"limit must be a number from 1 to {MAX_DECISIONS}.", param="limit")
         return self._decisions.recent(int(limit), query.get("request_id", [""])[0])
 
