@@ -66,10 +66,6 @@ class HeadTooLarge(PointsmanError):
     status, reason, kind = 431, "head_too_large", "invalid_request_error"
 
 
-class NotImplementedHere(PointsmanError):
-    status, reason, kind = 501, "not_implemented", "invalid_request_error"
-
-
 class UpstreamFailed(PointsmanError):
     status, reason, kind = 502, "upstream_failed", "server_error"
 

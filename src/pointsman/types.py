@@ -88,7 +88,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
 class Load:
     """What we have in flight at one endpoint right now: exact, known at once, owned by the pool.
 
-    Only ``LoadToken`` writes it, so that it can neither leak nor go negative.
+    Only ``router.Flight`` writes it, so that it can neither leak nor go negative.
     """
 
     __slots__ = ("requests", "tokens")
@@ -97,32 +97,6 @@ class Load:
         self.requests = 0
         self.tokens = 0
         """Uncached prompt tokens whose first output has not been seen yet."""
-
-
-class LoadToken:
-    """One request's share of an endpoint's load. Released once, whoever calls first."""
-
-    __slots__ = ("_load", "_tokens")
-
-    def __init__(self, load: Load, tokens: int) -> None:
-        self._load: Load | None = load
-        self._tokens = tokens
-        load.requests += 1
-        load.tokens += tokens
-
-    def release_tokens(self) -> None:
-        """The prefill is over (first output seen): its tokens no longer weigh on the endpoint."""
-        if self._load is not None and self._tokens:
-            self._load.tokens -= self._tokens
-            self._tokens = 0
-
-    def release(self) -> None:
-        """The request is over, however it ended. Later calls do nothing."""
-        load = self._load
-        if load is not None:
-            load.requests -= 1
-            load.tokens -= self._tokens
-            self._load = None
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from pointsman.errors import SettingsError
+from pointsman.router import Flight
 from pointsman.scheduling.presets import DEFAULT, PRESETS, build_scheduler, load_policy
 from pointsman.scheduling.scheduler import Scheduler
 from pointsman.testing import fleet, request, services
-from pointsman.types import Decision, Endpoint, LoadToken
+from pointsman.types import Decision, Endpoint
 
 
 def scheduler(preset: str, pool: Sequence[Endpoint], *, seed: int = 0, **options: Any) -> Scheduler:
@@ -25,9 +26,8 @@ def scheduler(preset: str, pool: Sequence[Endpoint], *, seed: int = 0, **options
 
 def send(made: Scheduler, pool: Sequence[Endpoint], text: str = "", **fields: Any) -> Decision:
     """Schedule, and count the request as in flight from then on."""
-    decision = made.schedule(request(text, **fields), pool)
-    LoadToken(decision.chosen.load, decision.prompt_tokens - decision.matched_tokens)
-    return decision
+    asked = request(text, **fields)
+    return Flight(asked, made.schedule(asked, pool)).decision
 
 
 def prompts(n: int, seed: int = 0) -> list[str]:
