@@ -111,7 +111,7 @@ class Router:
         """Send it elsewhere after a failure. False when no endpoint is left that has not had it."""
         flight.release()
         try:
-            endpoints = [e for e in self.pool.candidates(flight.request.model) if e.name not in flight.tried]
+            endpoints = self.pool.untried(flight.request.model, flight.tried)
             if not endpoints:
                 return False
             decision = self._scheduler.schedule(flight.request, endpoints)

@@ -360,6 +360,27 @@ async def test_when_every_breaker_is_open_an_endpoint_is_tried_all_the_same() ->
 # -- nobody there
 
 
+async def test_an_endpoint_behind_an_open_breaker_is_tried_before_a_request_fails() -> None:
+    healed = asyncio.Event()
+
+    def flaky(request: Received) -> Iterable[Step]:
+        return [GOOD] if healed.is_set() else [End.RESET]
+
+    async with (
+        FakeUpstream(flaky) as a,
+        FakeUpstream() as b,
+        serving(a, b, metrics=SELDOM, breaker={"faults": 1, "open_s": 60.0}) as app,
+        RawClient(app.port) as client,
+    ):
+        for _ in range(2):
+            assert (await client.ask()).status == 200
+        assert (await endpoints(app))[a.name]["breaker"] == "open"
+        healed.set()
+        b.script = [reply(b"busy", 503)]
+        assert (await client.ask()).body == b'{"good": true}'
+        assert (await endpoints(app))[a.name]["breaker"] == "closed"
+
+
 async def test_an_endpoint_that_is_down_at_the_start_is_used_when_it_comes_up() -> None:
     late = FakeUpstream()
     await late.start()

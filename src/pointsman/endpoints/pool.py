@@ -6,7 +6,7 @@ what they saw, listeners hear what changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -146,7 +146,20 @@ class Pool:
                 self._candidates[model] = found
         return found
 
+    def untried(self, model: str, tried: Collection[str]) -> Sequence[Endpoint]:
+        """Candidates whose name is not in ``tried``; where none is left, those whose breaker keeps requests
+        away: a request that would fail for certain may as well try.
+        """
+        left = [e for e in self.candidates(model) if e.name not in tried]
+        return left or [m.endpoint for m in self._staying(model) if m.endpoint.name not in tried]
+
     def _find(self, model: str) -> Sequence[Endpoint]:
+        staying = self._staying(model)
+        # When every breaker is open, trying is better than refusing for certain.
+        return tuple(m.endpoint for m in staying if m.breaker.passes) or tuple(m.endpoint for m in staying)
+
+    def _staying(self, model: str) -> Sequence[Member]:
+        """Members that serve ``model`` and do not drain, whatever their breaker says."""
         members = list(self.members.values())
         serving = [m for m in members if not model or (m.endpoint.models and model in m.endpoint.models)]
         if not serving:
@@ -157,8 +170,7 @@ class Pool:
         if not staying:
             draining = f"No endpoint can answer: all {len(serving)} are draining."
             raise NoEndpoints(draining if serving else "No endpoint can answer: the pool is empty.")
-        # When every breaker is open, trying is better than refusing for certain.
-        return tuple(m.endpoint for m in staying if m.breaker.passes) or tuple(m.endpoint for m in staying)
+        return staying
 
     def models(self) -> list[str]:
         """Every model any endpoint serves, sorted."""
