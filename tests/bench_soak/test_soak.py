@@ -10,7 +10,7 @@ from bench.soak import report
 from bench.soak.run import Pause, Plan, Result, soak
 from bench.soak.verdict import Verdict
 
-QUICK = ("breaker.max_open_s=2",)
+QUICK = ("breaker.max_open_s=2", "upstream.idle_s=1")
 
 
 async def run(plan: Plan, out: Path) -> Result:
