@@ -38,7 +38,8 @@ ANSWER = json.dumps(
             {"index": 0, "message": {"role": "assistant", "content": "Hello there, a short answer."}}
         ],
         "usage": {"prompt_tokens": 7, "total_tokens": 23, "completion_tokens": 16},
-    }
+    },
+    separators=(",", ":"),  # as vLLM's server writes it
 ).encode()
 
 
