@@ -159,3 +159,15 @@ async def test_a_client_that_sends_ahead_without_end_has_to_wait() -> None:
             await asyncio.sleep(0.002)
         assert sent < BOUND_MB * MB
         assert resident_mb() - before < BOUND_MB
+
+
+async def test_a_client_that_reads_nothing_for_too_long_does_not_keep_the_endpoint() -> None:
+    async with FakeUpstream(large) as engine, serving(engine, server={"idle_timeout_s": 0.4}) as app:
+        async with RawClient(app.port, receive_bytes=65536) as client:
+            client.send(ASK)
+            await client.head()
+            client.transport.pause_reading()
+            request = await engine.request()
+            await asyncio.wait_for(request.gone.wait(), 5)
+        assert await in_flight(app) == 0
+        assert await endings(app) == {"cancelled": 1}

@@ -79,6 +79,21 @@ async def test_a_refused_connection_moves_to_the_other_endpoint() -> None:
         assert await endings(app) == {"ok": 4}
 
 
+async def test_refused_connections_do_not_count_as_tries() -> None:
+    """Nothing was sent there; a request is served while anybody is there to serve it."""
+    down = [FakeUpstream() for _ in range(6)]
+    for engine in down:
+        await engine.start()
+    async with FakeUpstream() as up, serving(*down, up, upstream={"tries": 1}) as app:
+        for engine in down:
+            await engine.stop()
+        async with RawClient(app.port) as client:
+            for _ in range(7):
+                assert (await client.ask()).status == 200
+        assert len(up.requests) == 7
+        assert await endings(app) == {"ok": 7}
+
+
 @pytest.fixture
 def deaf() -> Iterator[str]:
     """URL of a port whose queue of connections is full: connecting takes forever."""
