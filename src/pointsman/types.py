@@ -157,7 +157,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Stable word for what went wrong; empty when nothing did."""
 
 
-class Decision(msgspec.Struct, kw_only=True):
+class Decision(msgspec.Struct):
     """Where a request goes, and everything needed to explain it afterwards. Complete once ``outcome`` is
     set.
     """

@@ -128,6 +128,9 @@ class Exchange:
     def _begin(self, head: ResponseHead, raw: bytes) -> None:
         """This is the response the client gets."""
         client, asked = self._client, self.request_head
+        if head.simple and self._relays_simply():  # nearly always: nothing is to be changed
+            self._head = b"%b\r\nx-request-id: %b\r\n\r\n" % (raw, self.request.id.encode("latin-1"))
+            return
         self._holding = False
         if self._early:
             self._head = b""
@@ -151,6 +154,16 @@ class Exchange:
             self._first_bytes(b"")
             self.tunnel = True
             client.tunnel()
+
+    def _relays_simply(self) -> bool:
+        return not (
+            self._early
+            or self._refusal
+            or self.request_head.http10
+            or self._client.closing
+            or self.flight.decision.response_headers
+            or self._plane.settings.server.endpoint_header
+        )
 
     def response_body(self, data: bytes) -> None:
         self.reads += 1

@@ -70,7 +70,6 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_ahead",
         "_body",
-        "_closing",
         "_framing",
         "_head",
         "_host",
@@ -79,6 +78,7 @@ class ClientConnection(asyncio.Protocol):
         "_partial",
         "_since",
         "address",
+        "closing",
         "exchange",
         "gone",
         "paused",
@@ -104,7 +104,7 @@ class ClientConnection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._framing: ChunkFraming | None = None
         self._ahead = b""
-        self._closing = False
+        self.closing = False
         self._since = host.clock()
         """When the state we are in began, or the last body bytes came."""
 
@@ -129,7 +129,7 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
         if exchange is None and not self.waiting:
-            if not self._closing:
+            if not self.closing:
                 self._read(data)
         elif exchange is not None and exchange.tunnel:
             exchange.client_bytes(data)
@@ -146,7 +146,7 @@ class ClientConnection(asyncio.Protocol):
                     if again is not None:
                         head, end, length = again
                         if end + length == len(data) and length <= self._host.settings.body_bytes:
-                            self._closing = not head.keep_alive or self._host.draining
+                            self.closing = not head.keep_alive or self._host.draining
                             self._host.begin(self, head, data[end:])
                             return
                 rest = self._read_head(data)
@@ -219,7 +219,7 @@ class ClientConnection(asyncio.Protocol):
             data = b"".join(framing.pieces)
         self._head = None
         self._framing = None
-        self._closing = not head.keep_alive or self._host.draining
+        self.closing = not head.keep_alive or self._host.draining
         self._host.begin(self, head, data)
 
     def _too_large(self, limit: int) -> BodyTooLarge:
@@ -228,7 +228,7 @@ class ClientConnection(asyncio.Protocol):
     def _reject(self, error: PointsmanError) -> None:
         """The bytes that follow cannot be trusted or are not wanted: answer and close."""
         head, self._head = self._head, None
-        self._closing = True
+        self.closing = True
         self._host.refuse(self, head, error)
 
     def eof_received(self) -> bool:
@@ -274,7 +274,7 @@ class ClientConnection(asyncio.Protocol):
                 len(body),
                 request_id.encode("latin-1"),
                 extra,
-                b"connection: close\r\n" if self._closing else b"",
+                b"connection: close\r\n" if self.closing else b"",
                 body,
             )
         )
@@ -289,12 +289,12 @@ class ClientConnection(asyncio.Protocol):
 
     def closes_with(self, *, open_ended: bool) -> bool:
         """Whether the connection ends with this response; it must when nothing else marks the end."""
-        self._closing = self._closing or open_ended
-        return self._closing
+        self.closing = self.closing or open_ended
+        return self.closing
 
     def tunnel(self) -> None:
         """The connection is no longer HTTP: what was sent ahead goes through."""
-        self._closing = True
+        self.closing = True
         ahead, self._ahead = self._ahead, b""
         if ahead and self.exchange:
             self.exchange.client_bytes(ahead)
@@ -304,7 +304,7 @@ class ClientConnection(asyncio.Protocol):
         self.exchange = None
         if self.gone:
             return
-        if self._closing:
+        if self.closing:
             self.transport.close()
             return
         self._since = self._host.clock()
@@ -314,7 +314,7 @@ class ClientConnection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._read_ahead)
 
     def _read_ahead(self) -> None:
-        if self.gone or self.exchange or self.waiting or self.paused or self._closing:
+        if self.gone or self.exchange or self.waiting or self.paused or self.closing:
             return
         ahead, self._ahead = self._ahead, b""
         if not self.transport.is_reading():
@@ -351,7 +351,7 @@ class ClientConnection(asyncio.Protocol):
         if not self.busy:
             self.transport.close()
         elif self.exchange or self.waiting:  # what has been read in part closes when it has been read
-            self._closing = True
+            self.closing = True
 
     def check(self, now: float) -> None:
         """Called a few times a second: is the client in time?"""

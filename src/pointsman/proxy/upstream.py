@@ -17,7 +17,7 @@ _CONNECTION_HEADERS = (b"\r\nconnection:", b"\r\nkeep-alive:", b"\r\nproxy-conne
 class ResponseHead:
     """What the relay needs to know of a response head, but for its length, so that it can serve again."""
 
-    __slots__ = ("chunked", "clean", "has_length", "keeps_alive", "status", "streams")
+    __slots__ = ("chunked", "clean", "has_length", "keeps_alive", "simple", "status", "streams")
 
     def __init__(self, raw: bytes) -> None:
         """``raw`` ends before the empty line; ``ValueError`` when there is no status in it."""
@@ -31,6 +31,7 @@ class ResponseHead:
         self.streams = b"text/event-stream" in _value(lower, b"\r\ncontent-type:")
         self.clean = raw.startswith(b"HTTP/1.1") and not any(name in lower for name in _CONNECTION_HEADERS)
         """It can be relayed as it is: nothing in it speaks of the endpoint's own connection."""
+        self.simple = self.clean and self.status == 200 and (self.chunked or self.has_length)
 
 
 def _value(lower: bytes, name: bytes) -> bytes:

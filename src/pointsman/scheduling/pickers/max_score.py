@@ -26,6 +26,6 @@ class MaxScore(Plugin):
         ties = scores.count(best)
         at = scores.index(best)
         if ties > 1:
-            for _ in range(cycle.services.rng.randrange(ties)):
+            for _ in range(int(cycle.services.rng.random() * ties)):
                 at = scores.index(best, at + 1)
         return (endpoints[at],)
