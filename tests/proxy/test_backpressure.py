@@ -49,7 +49,6 @@ async def test_a_client_that_stops_reading_stops_the_endpoint_at_no_cost_of_memo
     async with FakeUpstream(large) as engine, serving(engine) as app:
         async with RawClient(app.port, receive_bytes=65536) as client:
             client.send(ASK)
-            await client.head()
             client.transport.pause_reading()
             before = resident_mb()
             assert await stalled(await engine.request()) < BOUND_MB * MB
@@ -71,10 +70,10 @@ async def test_a_slow_client_gets_everything() -> None:
     async with FakeUpstream(script) as engine, serving(engine) as app:
         async with RawClient(app.port, receive_bytes=65536) as client:
             client.send(ASK)
-            await client.head()
             client.transport.pause_reading()
             await stalled(await engine.request())
             client.transport.resume_reading()
+            await client.head()
             assert await client.read(len(body)) == body
             assert (await client.ask()).complete
         assert await endings(app) == {"ok": 2}
@@ -165,7 +164,6 @@ async def test_a_client_that_reads_nothing_for_too_long_does_not_keep_the_endpoi
     async with FakeUpstream(large) as engine, serving(engine, server={"idle_timeout_s": 0.4}) as app:
         async with RawClient(app.port, receive_bytes=65536) as client:
             client.send(ASK)
-            await client.head()
             client.transport.pause_reading()
             request = await engine.request()
             await asyncio.wait_for(request.gone.wait(), 5)

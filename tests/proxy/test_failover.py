@@ -340,11 +340,12 @@ async def test_a_probe_whose_client_leaves_makes_room_for_the_next() -> None:
         bad.script = [asyncio.Event()]
         await asyncio.sleep(0.2)  # settings.breaker.open_s
         for number in (2, 3):
+            others = len(good.requests)
             clients = [RawClient(app.port) for _ in range(2)]
             for client in clients:
                 await client.__aenter__()
                 client.send(ASK)
-            probe = await bad.request(number)
+            probe, _ = await asyncio.gather(bad.request(number), good.request(others + 1))
             for client in clients:
                 client.leave()
             await asyncio.wait_for(probe.gone.wait(), 5)
