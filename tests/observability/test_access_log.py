@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 
-import pytest
-
-from pointsman.observability.access_log import FLUSH_S, MAX_LINES, AccessLog
+from pointsman.observability.access_log import MAX_BATCHES, MAX_LINES, AccessLog
 from pointsman.testing import fleet, request
 from pointsman.types import Decision, Ending, Outcome, Usage
 
@@ -74,23 +73,54 @@ def test_what_is_not_known_has_a_mark_of_its_own() -> None:
     assert "" not in line.values()
 
 
-def test_many_lines_do_not_wait_for_the_timer() -> None:
-    out = io.StringIO()
-    log = AccessLog(out)
-    for _ in range(MAX_LINES):
-        log(request(), None, REFUSED)
-    assert out.getvalue().count("\n") == MAX_LINES
+class Reader(io.StringIO):
+    """Takes what is written while ``reads`` is set, and says when it has something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = threading.Event()
+        self.reads.set()
+        self.has_more = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.reads.wait(10)
+        written = super().write(text)
+        self.has_more.set()
+        return written
 
 
-@pytest.mark.looptime
-async def test_it_is_written_soon_and_nothing_is_lost_at_the_end() -> None:
-    out = io.StringIO()
+async def test_lines_are_written_soon_and_nothing_is_lost_at_the_end() -> None:
+    out = Reader()
     log = AccessLog(out)
     task = asyncio.create_task(log.run())
     log(request(), None, REFUSED)
-    await asyncio.sleep(FLUSH_S * 1.5)
+    assert await asyncio.to_thread(out.has_more.wait, 10)
     assert out.getvalue().count("\n") == 1
-    log(request(), None, REFUSED)
+    for _ in range(MAX_LINES + 1):
+        log(request(), None, REFUSED)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert out.getvalue().count("\n") == 2
+    assert out.getvalue().count("\n") == MAX_LINES + 2
+
+
+async def test_a_reader_that_stops_reading_stops_nobody_else() -> None:
+    out = Reader()
+    out.reads.clear()
+    log = AccessLog(out)
+    task = asyncio.create_task(log.run())
+    await asyncio.sleep(0)
+    for _ in range(MAX_LINES * (MAX_BATCHES + 10)):  # returns, though nobody reads
+        log(request(), None, REFUSED)
+    assert 0 < log.dropped <= MAX_LINES * 10
+    out.reads.set()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert out.getvalue().count("\n") == MAX_LINES * (MAX_BATCHES + 10) - log.dropped
+
+
+def test_a_clients_text_stays_one_word() -> None:
+    log = AccessLog(out := io.StringIO())
+    log(request(model="evil\n1 id=forged"), None, REFUSED)
+    log.flush()
+    assert len(out.getvalue().splitlines()) == 1
+    assert "forged" not in fields(out.getvalue()).get("id", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -14,7 +15,7 @@ from pointsman.types import Decision, Ending, Outcome, Usage
 
 
 def decision(chosen: int = 0, **fields: Any) -> Decision:
-    endpoints = fleet(2)
+    endpoints = fleet(models=[frozenset({fields.get("model", "m")})] * 2)
     defaults = {"request_id": "r1", "model": "m", "at_s": 0.0, "profile": "default"}
     return Decision(**(defaults | {"candidates": endpoints, "chosen": endpoints[chosen]} | fields))
 
@@ -122,3 +123,17 @@ def test_further_gauges_are_asked_for_at_each_scrape() -> None:
     assert value(telemetry, "x", a="one") == 1
     level[0] = 2.0
     assert value(telemetry, "x", a="one") == 2
+
+
+def test_models_that_no_endpoint_serves_get_no_series(telemetry: Telemetry) -> None:
+    for i in range(30):
+        invented = decision(model=f"invented-{i}")
+        telemetry(request(), msgspec.structs.replace(invented, chosen=fleet(1)[0]), outcome())
+    assert value(telemetry, "pointsman_requests_total", model="", endpoint="e0") == 30
+
+
+def test_the_series_of_an_endpoint_that_has_left_end(telemetry: Telemetry) -> None:
+    telemetry(request(), decision(), outcome())
+    telemetry(request(), decision(), outcome(endpoint="e1"))
+    telemetry.forget("e0")
+    assert value(telemetry, "pointsman_requests_total") == 1

@@ -106,7 +106,9 @@ class Telemetry(Collector):
         self._registry.register(self)
 
     def __call__(self, request: InferenceRequest, decision: Decision | None, outcome: Outcome) -> None:
-        model = decision.model if decision else ""
+        model = ""
+        if decision and decision.model in (decision.chosen.models or ()):
+            model = decision.model  # a client may invent others; they must not grow the page
         key = (model, outcome.endpoint, outcome.status, outcome.ending._value_, outcome.reason)
         series = self._series.get(key)
         if series is None:
@@ -128,6 +130,11 @@ class Telemetry(Collector):
             series.output.observe(usage.output_tokens)
         if usage.cached_tokens is not None:
             series.cached += usage.cached_tokens
+
+    def forget(self, endpoint: str) -> None:
+        """The endpoint has left the pool: its series end."""
+        self._series = {key: series for key, series in self._series.items() if key[1] != endpoint}
+        self._retries.pop(endpoint, None)
 
     def collect(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(

@@ -31,7 +31,7 @@ from pointsman.router import Observer, Router
 from pointsman.scheduling.cycle import Services
 from pointsman.scheduling.picker_config import LoadedConfig
 from pointsman.scheduling.presets import build_scheduler, load_policy
-from pointsman.types import Clock
+from pointsman.types import Clock, Endpoint
 
 
 def policy_of(settings: Settings) -> LoadedConfig:
@@ -60,6 +60,7 @@ class Application:
         policy = policy_of(settings)
         scheduler = build_scheduler(policy, services)
         self.telemetry = Telemetry(self._gauges)
+        self.pool.listen(self._on_pool)
         self.decisions = DecisionRing(settings.decisions.keep)
         self.access_log = AccessLog(out or sys.stdout)
         observers: list[Observer] = [self.telemetry, self.decisions]
@@ -108,9 +109,14 @@ class Application:
                 yield self
                 await self.gateway.drain()
             finally:
+                self.gateway.close()
                 for task in running:
                     task.cancel()
                 self.admin.close()
+
+    def _on_pool(self, event: str, endpoint: Endpoint) -> None:
+        if event == "left":
+            self.telemetry.forget(endpoint.name)
 
     def _gauges(self) -> Iterator[Metric]:
         members = list(self.pool.members.values())

@@ -395,6 +395,7 @@ class Exchange:
             if paused:
                 self._upstream.transport.pause_reading()
             else:
+                self._progress_at = self._plane.clock()  # until now the silence was the client's
                 self._upstream.transport.resume_reading()
 
     def cancel(self) -> None:

@@ -60,7 +60,7 @@ class Gateway:
             self.plane.sweep(SWEEP_S)
 
     async def drain(self) -> None:
-        """Take no new connections, let running requests end for ``drain_s``, then cut what is left."""
+        """Take no new connections and let running requests end for ``drain_s``."""
         self.draining = True
         if self._server:
             self._server.close()
@@ -71,6 +71,11 @@ class Gateway:
             await asyncio.sleep(0.02)
         if left := self._unfinished():
             log.warning("stopping with %d requests unfinished", left)
+
+    def close(self) -> None:
+        """Cut whatever is left."""
+        if self._server:
+            self._server.close()
         for task in self._looking:
             task.cancel()
         for client in list(self.clients):
@@ -100,10 +105,20 @@ class Gateway:
     def answer_arrived(self) -> None:
         """Decide and send everything that has arrived."""
         arrived, self._arrived = self._arrived, []
-        exchanges = [self._decide(*request) for request in arrived]
+        exchanges = []
+        for client, head, body in arrived:
+            try:
+                exchange = self._decide(client, head, body)
+            except Exception:  # a plugin's bug must not cost the others their answer
+                log.exception("request for %s could not be decided", head.path)
+                self._refuse(
+                    client, head, self._new_id(), PointsmanError("Internal error; see the log."), 0.0
+                )
+            else:
+                if exchange is not None:
+                    exchanges.append(exchange)
         for exchange in exchanges:
-            if exchange is not None:
-                exchange.send()
+            exchange.send()
 
     def _decide(self, client: ClientConnection, head: RequestHead, body: bytes) -> Exchange | None:
         client.waiting = False

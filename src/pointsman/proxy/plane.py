@@ -5,6 +5,7 @@ finished ones.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Protocol
 
 from pointsman.config import Settings
@@ -12,6 +13,8 @@ from pointsman.endpoints.pool import Pool
 from pointsman.proxy.upstream import Connections
 from pointsman.router import Router
 from pointsman.types import Clock, Endpoint
+
+log = logging.getLogger(__name__)
 
 SETTLE_S = 0.05
 SETTLE_AT = 64
@@ -39,6 +42,7 @@ class Plane:
         self._connections: dict[str, Connections] = {}
         self._finished: list[Finished] = []
         self._settling: asyncio.TimerHandle | None = None
+        self._closed = False
         pool.listen(self._on_pool)
 
     def _on_pool(self, event: str, endpoint: Endpoint) -> None:
@@ -65,7 +69,9 @@ class Plane:
     def finished(self, exchange: Finished) -> None:
         """The exchange is over; the router hears of it soon."""
         self._finished.append(exchange)
-        if self._settling is None:
+        if self._closed:
+            self.settle()
+        elif self._settling is None:
             self._settling = asyncio.get_running_loop().call_later(SETTLE_S, self.settle)
         elif len(self._finished) >= SETTLE_AT:
             self.settle()
@@ -77,9 +83,14 @@ class Plane:
             self._settling = None
         finished, self._finished = self._finished, []
         for exchange in finished:
-            exchange.settle()
+            try:
+                exchange.settle()
+            except Exception:  # an observer's bug must not keep the others from being told
+                log.exception("a finished request could not be told")
 
     def close(self) -> None:
+        """Connections end; what finishes from now on is told at once."""
+        self._closed = True
         self.settle()
         for connections in self._connections.values():
             connections.close()

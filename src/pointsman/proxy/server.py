@@ -128,7 +128,7 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
-        if exchange is None and not self.waiting:
+        if exchange is None and not self.waiting and not self._ahead:
             if not self.closing:
                 self._read(data)
         elif exchange is not None and exchange.tunnel:
