@@ -103,7 +103,7 @@ def reader(shape: type[B]) -> Callable[[bytes], B]:
         for name in raw_fields:
             value = getattr(fields, name)
             if len(value) > len(MARK) and MARK in bytes(value):
-                setattr(fields, name, Raw(restored(bytes(value), insides)))
+                setattr(fields, name, restored(bytes(value), insides))  # bytes serve as well, without a copy
         if fields.model and MARK.decode() in fields.model:
             return None
         return fields
