@@ -237,6 +237,22 @@ async def test_the_last_refusal_is_told_when_the_next_endpoint_breaks() -> None:
         assert (answer.status, answer.body, answer.headers["retry-after"]) == (429, b"busy", "7")
 
 
+async def test_an_endpoint_that_breaks_in_the_middle_of_its_refusal_leaves_no_trace_in_the_next_answer() -> (
+    None
+):
+    half = b"HTTP/1.1 503 Busy\r\ncontent-length: 100\r\n\r\nbusy"
+    script = first(half, End.RESET)
+    async with (
+        FakeUpstream(script) as a,
+        FakeUpstream(script) as b,
+        serving(a, b) as app,
+        RawClient(app.port) as client,
+    ):
+        answer = await client.ask()
+        assert (answer.status, answer.body) == (200, b'{"good": true}')
+        assert await in_flight(app) == 0
+
+
 async def test_a_refusal_in_chunks_or_larger_than_we_hold_reaches_the_client_whole() -> None:
     chunked = b"HTTP/1.1 503 Busy\r\ntransfer-encoding: chunked\r\n\r\n4\r\nbusy\r\n0\r\n\r\n"
     large = reply(b"x" * 3_000_000, 429)

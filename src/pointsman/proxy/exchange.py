@@ -158,7 +158,6 @@ class Exchange:
     def _relays_simply(self) -> bool:
         return not (
             self._early
-            or self._refusal
             or self.request_head.http10
             or self._client.closing
             or self.flight.decision.response_headers
@@ -298,6 +297,7 @@ class Exchange:
 
     def _resend(self) -> None:
         self._retried_stale = self._holding = False
+        self._write = self._client.write
         self._head = None
         self._bytes = 0
         self._tail.clear()
