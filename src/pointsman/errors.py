@@ -1,7 +1,7 @@
 """The errors a client or an operator can meet.
 
-Each class carries the HTTP status and a stable ``reason``; ``proxy.errors_body`` is the one place that turns
-them into a response, ``cli.main`` the one place that turns them into an exit code.
+Each class carries the HTTP status and a stable ``reason``; ``proxy.server`` is the one place that turns
+them into a response (``respond_error``), ``cli.main`` the one place that turns them into an exit code.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ class BadRequest(PointsmanError):
     status, reason, kind = 400, "bad_request", "invalid_request_error"
 
 
+class Forbidden(PointsmanError):
+    status, reason, kind = 403, "forbidden", "invalid_request_error"
+
+
 class ModelNotFound(PointsmanError):
     status, reason, kind = 404, "model_not_found", "invalid_request_error"
 
@@ -46,8 +50,16 @@ class PathNotFound(PointsmanError):
     status, reason, kind = 404, "path_not_found", "invalid_request_error"
 
 
+class MethodNotAllowed(PointsmanError):
+    status, reason, kind = 405, "method_not_allowed", "invalid_request_error"
+
+
 class RequestTimeout(PointsmanError):
     status, reason, kind = 408, "request_timeout", "invalid_request_error"
+
+
+class Conflict(PointsmanError):
+    status, reason, kind = 409, "conflict", "invalid_request_error"
 
 
 class PreconditionFailed(PointsmanError):

@@ -183,7 +183,7 @@ class Pool:
 
     # -- what was learned
 
-    def learn_models(self, name: str, models: Sequence[dict[str, Any]], engine: str = "") -> None:
+    def learn_models(self, name: str, models: Sequence[dict[str, Any]]) -> None:
         """The entries of the endpoint's /v1/models."""
         member = self.members.get(name)
         if member is None:
@@ -191,8 +191,8 @@ class Pool:
         member.models_detail = tuple(models)
         ids = frozenset(str(m["id"]) for m in models if "id" in m)
         self._reached(member)
-        if ids != member.endpoint.models or (engine and engine != member.endpoint.engine):
-            member.endpoint = replace(member.endpoint, models=ids, engine=engine or member.endpoint.engine)
+        if ids != member.endpoint.models:
+            member.endpoint = replace(member.endpoint, models=ids)
             self._changed()
 
     def learn_metrics(self, name: str, engine: str, metrics: Metrics, restarted: bool) -> None:

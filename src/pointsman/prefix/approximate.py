@@ -34,6 +34,7 @@ _SPARSE_BYTES = 140
 """A table that takes more than this for an entry has shrunk: growing alone never leaves it so sparse."""
 
 SLACK = 64
+"""What is full makes room for a 64th of itself at once."""
 MAX_DEPTHS = 4096
 GENERATIONS = 8
 """Steps in which an endpoint's blocks age. A prompt whose deepest known block is young needs no touch at
@@ -56,7 +57,7 @@ class PrefixMatch:
         self.prompt_tokens = prompt_tokens
         found = self.blocks_by_slot
         for chain in chains:
-            ends, size = chain.ends, chain.ends[0] // 4
+            ends, size = chain.ends, chain.block_bytes
             self.total_blocks += ends[chain.length - 1] // size
             for slot, held in chain.held.items():
                 found[slot] = found.get(slot, 0) + ends[held - 1] // size

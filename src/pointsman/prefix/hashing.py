@@ -33,12 +33,16 @@ _DOUBLED = (2,) + (0,) * (FIRST - 1) + tuple(i // THEN + 1 for i in range(THEN *
 class Chain:
     """The blocks of one prompt."""
 
-    __slots__ = ("_data", "_known", "_seed", "ends", "held", "length")
+    __slots__ = ("_data", "_known", "_seed", "block_bytes", "ends", "held", "length")
 
-    def __init__(self, data: bytes | memoryview, seed: int, ends: Sequence[int], length: int) -> None:
+    def __init__(
+        self, data: bytes | memoryview, seed: int, block_bytes: int, ends: Sequence[int], length: int
+    ) -> None:
         self._data = memoryview(data)
         self._seed = seed
         self._known: dict[int, int] = {}
+        self.block_bytes = block_bytes
+        """The pool's block size."""
         self.ends = ends
         """Where each block ends, bytes."""
         self.length = length
@@ -93,5 +97,5 @@ def chains_of(request: InferenceRequest, block_bytes: int, max_bytes: int) -> li
         if len(prompt.data) >= ends[0]:
             if seed < 0:
                 seed = xxh3_64_intdigest(request.root, xxh3_64_intdigest(request.model.encode()))
-            chains.append(Chain(prompt.data, seed, ends, bisect_right(ends, len(prompt.data))))
+            chains.append(Chain(prompt.data, seed, block_bytes, ends, bisect_right(ends, len(prompt.data))))
     return chains

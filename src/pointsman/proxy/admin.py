@@ -14,7 +14,15 @@ from pointsman.config import Endpoint as EndpointSettings
 from pointsman.config import Server, Settings, convert, redacted
 from pointsman.endpoints.pool import Member, Pool
 from pointsman.endpoints.target import targets_of
-from pointsman.errors import BadRequest, PathNotFound, PointsmanError, SettingsError
+from pointsman.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    MethodNotAllowed,
+    PathNotFound,
+    PointsmanError,
+    SettingsError,
+)
 from pointsman.observability.decisions import DecisionRing
 from pointsman.observability.telemetry import Telemetry
 from pointsman.proxy.head import RequestHead
@@ -22,18 +30,6 @@ from pointsman.proxy.server import ClientConnection, listen
 from pointsman.types import Clock
 
 MAX_DECISIONS = 1000
-
-
-class Conflict(PointsmanError):
-    status, reason, kind = 409, "conflict", "invalid_request_error"
-
-
-class MethodNotAllowed(PointsmanError):
-    status, reason, kind = 405, "method_not_allowed", "invalid_request_error"
-
-
-class Forbidden(PointsmanError):
-    status, reason, kind = 403, "forbidden", "invalid_request_error"
 
 
 class Admin:
