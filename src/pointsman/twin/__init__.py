@@ -1,0 +1,1 @@
+"""The twin: the shipped router against simulated engines, in virtual time."""

@@ -1,0 +1,252 @@
+"""One run: a scenario under a policy, from an empty fleet to the last answer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from pointsman.bench.pace import ARRIVALS
+from pointsman.bench.run import Load
+from pointsman.bench.workload import Call
+from pointsman.config import Endpoint as EndpointSettings
+from pointsman.endpoints.pool import Pool
+from pointsman.endpoints.target import targets_of
+from pointsman.prefix.approximate import PrefixIndex
+from pointsman.prefix.follow import follow
+from pointsman.router import Observer, Router
+from pointsman.scheduling.cycle import Services
+from pointsman.scheduling.presets import build_scheduler
+from pointsman.sim.spec import EngineSpec
+from pointsman.twin.events import Events
+from pointsman.twin.gateway import Gateway, Served
+from pointsman.twin.policies import Policy
+from pointsman.twin.prompts import Prompts
+from pointsman.twin.scenario import Incident, Scenario
+from pointsman.twin.scraping import Scraping
+from pointsman.twin.server import ModelServer
+
+
+class ServerFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What one server did in a stage."""
+
+    name: str
+    accelerator: str
+    output_tokens: int
+    """Of requests that ended well in the stage."""
+    prompt_tokens: int
+    """Looked up in its prefix cache; ``cached_tokens`` of them were there."""
+    cached_tokens: int
+    preemptions: int
+    refused: int
+    kv_usage_mean: float
+    kv_usage_max: float
+    """As scraped while it had requests."""
+
+
+class StageRun(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage as it went."""
+
+    load: Load
+    start_s: float
+    end_s: float
+    records: list[Served]
+    """In the order in which they ended."""
+    servers: tuple[ServerFigures, ...]
+
+
+class Simulation:
+    """Builds what ``pointsman serve`` builds, around simulated servers. ``run`` is its whole life.
+
+    Everything depends on scenario, policy and ``seed`` alone: equal runs are equal to the last bit.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        policy: Policy,
+        *,
+        seed: int = 0,
+        observers: tuple[Observer, ...] = (),
+    ) -> None:
+        self.scenario = scenario
+        self.events = events = Events()
+        specs = scenario.specs()
+        late = {i.endpoint for i in scenario.incidents if i.kind == "join"}
+        self.servers = {spec.name: ModelServer(spec, events) for spec in specs}
+        self.pool = Pool(events.clock)
+        index = PrefixIndex()
+        follow(index, self.pool, fixed_block_tokens=scenario.prefix_block_tokens)
+        services = Services(index, events.clock, random.Random(f"policy {seed}"))
+        loaded = policy.load()
+        self.router = Router(self.pool, build_scheduler(loaded, services), observers)
+        self.scraping = Scraping(events, self.pool, self.servers, scenario.metrics_interval_s)
+        self.gateway = Gateway(
+            events,
+            self.pool,
+            self.router,
+            self.servers,
+            Prompts(specs[0].models[0]),
+            scenario.router,
+            scenario.timeout_s,
+        )
+        for spec in specs:
+            if spec.name not in late:
+                self._join(spec)
+        for incident in scenario.incidents:
+            events.at(incident.at_s, self._happens, incident)
+        self._calls: Iterator[Call] = scenario.workload.calls(seed)
+        self._arrivals = random.Random(f"arrivals {seed}")
+
+    def run(self, on_stage: Callable[[StageRun], None] = lambda _: None) -> list[StageRun]:
+        """All stages, one after the other has ended; those of the warm-up first."""
+        runs = []
+        for load in self.scenario.stages:
+            runs.append(self._stage(load))
+            on_stage(runs[-1])
+        return runs
+
+    def _stage(self, load: Load) -> StageRun:
+        start_s = self.events.now_s
+        before = {name: _counters(server) for name, server in self.servers.items()}
+        self.scraping.begin()
+        stage = _Stage(self.gateway, self.events, load, self._calls, self._arrivals)
+        self.events.run_until(lambda: stage.over)
+        self.scraping.end()
+        figures = tuple(self._figures(server, before[name]) for name, server in self.servers.items())
+        return StageRun(
+            load=load, start_s=start_s, end_s=self.events.now_s, records=stage.records, servers=figures
+        )
+
+    def _figures(self, server: ModelServer, before: tuple[int, ...]) -> ServerFigures:
+        output, prompt, cached, preempted, refused = (
+            now - then for now, then in zip(_counters(server), before, strict=True)
+        )
+        mean, most = self.scraping.kv_usage(server.name)
+        return ServerFigures(
+            name=server.name,
+            accelerator=server.spec.accelerator,
+            output_tokens=output,
+            prompt_tokens=prompt,
+            cached_tokens=cached,
+            preemptions=preempted,
+            refused=refused,
+            kv_usage_mean=mean,
+            kv_usage_max=most,
+        )
+
+    # the fleet
+
+    def _join(self, spec: EngineSpec) -> None:
+        settings = EndpointSettings(url=f"http://{spec.name}:8000", name=spec.name, labels=spec.labels)
+        (target,) = targets_of(settings)
+        self.pool.add(target, "scenario")
+        self.pool.learn_models(spec.name, [{"id": model} for model in (*spec.models, *spec.loras)])
+        self.scraping.read(spec.name)
+
+    def _happens(self, incident: Incident) -> None:
+        server = self.servers[incident.endpoint]
+        if incident.kind == "join":
+            self._join(server.spec)
+        elif incident.kind == "leave":
+            self.pool.drain(server.name)
+        elif incident.kind == "slow":
+            server.slow_down(incident.factor)
+            if incident.for_s:
+                self.events.at(self.events.now_s + incident.for_s, server.slow_down, 1.0)
+        else:
+            server.crash()
+            if incident.for_s:
+                self.events.at(self.events.now_s + incident.for_s, server.come_back)
+
+
+class _Stage:
+    """Sends what a stage asks for and collects the records."""
+
+    def __init__(
+        self, gateway: Gateway, events: Events, load: Load, calls: Iterator[Call], rng: random.Random
+    ) -> None:
+        self._gateway = gateway
+        self._events = events
+        self._load = load
+        self._calls = calls
+        self._start_s = events.now_s
+        self._pending = 0
+        """Calls that are due or under way."""
+        self._sending = True
+        self.records: list[Served] = []
+        if load.concurrency:
+            self._left = load.requests or -1
+            for _ in range(load.concurrency):
+                self._next_of_loop()
+            self._sending = False
+            return
+        self._due = self._due_times(rng)
+        self._arrive()
+
+    @property
+    def over(self) -> bool:
+        return not (self._pending or self._sending)
+
+    def _due_times(self, rng: random.Random) -> Iterator[tuple[float, Call]]:
+        load, start_s = self._load, self._start_s
+        if load.rate is None:
+            for i, call in enumerate(self._calls):
+                if i == load.requests:
+                    return
+                yield start_s + (call.at_s or 0.0), call
+            return
+        count = load.requests or max(1, round(load.rate * load.duration_s))
+        for at_s in ARRIVALS[load.arrivals](rng, load.rate, count):
+            yield start_s + at_s, next(self._calls)
+
+    def _arrive(self) -> None:
+        """Let the next call of the open loop be sent when it is due."""
+        due = next(self._due, None)
+        if due is None:
+            self._sending = False
+            return
+        self._events.at(due[0], self._send_and_go_on, due[1])
+
+    def _send_and_go_on(self, call: Call) -> None:
+        self._arrive()
+        self._send(call)
+
+    def _send(self, call: Call) -> None:
+        self._pending += 1
+        self._gateway.send(call, self._ended)
+
+    def _ended(self, call: Call, record: Served) -> None:
+        self._pending -= 1
+        self.records.append(record)
+        if call.then is not None and not record.error:
+            for think_s, following in call.then():
+                self._pending += 1
+                self._events.at(self._events.now_s + think_s, self._follow, following)
+        elif self._load.concurrency:
+            self._next_of_loop()
+
+    def _follow(self, call: Call) -> None:
+        self._pending -= 1
+        self._send(call)
+
+    def _next_of_loop(self) -> None:
+        """Closed loop: a call takes the place of the one that ended."""
+        over = self._events.now_s >= self._start_s + self._load.duration_s
+        call = None if over or not self._left else next(self._calls, None)
+        if call is not None:
+            self._left -= 1
+            self._pending += 1
+            self._events.at(self._events.now_s, self._follow, call)
+
+
+def _counters(server: ModelServer) -> tuple[int, ...]:
+    engine = server.engine
+    return (
+        server.served_tokens,
+        engine.cache_queries_tokens,
+        engine.cache_hits_tokens,
+        engine.preemptions,
+        server.refused,
+    )

@@ -1,0 +1,91 @@
+"""What is simulated: a fleet, its load, the router's own cost, and what goes wrong when."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from pointsman.bench.report import NO_SLO, Slo
+from pointsman.bench.run import Load
+from pointsman.bench.workload import SharedPrefix
+from pointsman.config import convert, read_yaml
+from pointsman.errors import SettingsError
+from pointsman.sim.spec import EngineSpec, FleetItem, expand
+from pointsman.twin.gateway import RouterCost
+
+Seconds = Annotated[float, Meta(ge=0)]
+
+THREE_VENDORS = (
+    FleetItem(accelerator="h100-nvl", count=4),
+    FleetItem(accelerator="mi325x", count=8),
+    FleetItem(accelerator="gaudi3", count=8),
+)
+"""The case study's pool."""
+CASE_STUDY = SharedPrefix(150, 5, 6000, 1200, 1000)
+"""The case study's workload."""
+
+
+class Incident(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Something that happens to a server. ``slow``: steps take ``factor`` times as long. ``crash``: all it
+    has is lost. ``join``: it is not there before. ``leave``: nothing new goes there.
+    """
+
+    at_s: Seconds
+    kind: Literal["slow", "crash", "join", "leave"]
+    endpoint: str
+    factor: Annotated[float, Meta(gt=0)] = 2.0
+    for_s: Annotated[float, Meta(gt=0)] | None = None
+    """Over after so long: a crashed server comes back, a slow one recovers."""
+
+
+class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A scenario file. Seconds are virtual; ``at_s`` counts from the start of the first stage."""
+
+    engines: tuple[FleetItem, ...] = THREE_VENDORS
+    workload: SharedPrefix = CASE_STUDY
+    stages: tuple[Load, ...] = (Load(rate=30, duration_s=50), Load(rate=85, duration_s=30))
+    warm_up_stages: Annotated[int, Meta(ge=0)] = 1
+    """Of the stages, the first so many are sent but not reported."""
+    router: RouterCost = RouterCost()
+    metrics_interval_s: Annotated[float, Meta(gt=0)] = 0.05
+    """How often the router reads the metrics of an endpoint that has requests."""
+    timeout_s: Annotated[float, Meta(gt=0)] = 300.0
+    """After which a client gives up."""
+    incidents: tuple[Incident, ...] = ()
+    slo: Slo = NO_SLO
+    classes: Mapping[str, Slo] = {}
+    """SLO by class; a call of another class, or of none, has ``slo``."""
+    prefix_block_tokens: Annotated[int, Meta(ge=0)] = 0
+    """As the setting ``prefix.block_tokens``."""
+
+    def specs(self) -> list[EngineSpec]:
+        """One spec an engine, each with its own name; ``SettingsError`` where something does not fit."""
+        specs = expand(self.engines)
+        names = {spec.name for spec in specs}
+        for i, incident in enumerate(self.incidents):
+            if incident.endpoint not in names:
+                raise SettingsError(
+                    f"incidents[{i}].endpoint: there is no {incident.endpoint!r}; "
+                    f"there are {', '.join(sorted(names))}"
+                )
+        if not self.stages:
+            raise SettingsError("stages: empty; give at least one, such as {rate: 10, duration_s: 60}")
+        if self.warm_up_stages >= len(self.stages):
+            raise SettingsError(
+                f"warm_up_stages: {self.warm_up_stages} of {len(self.stages)} stages leave none to report"
+            )
+        return specs
+
+    def slo_of(self, slo_class: str) -> Slo:
+        """The limits for a request of that class."""
+        return self.classes.get(slo_class, self.slo)
+
+
+def load_scenario(path: str | os.PathLike[str]) -> Scenario:
+    """The scenario in a YAML file; ``SettingsError`` naming the key that is wrong."""
+    return convert(read_yaml(Path(path)), Scenario, os.fspath(path))

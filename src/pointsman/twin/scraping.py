@@ -1,0 +1,79 @@
+"""How the router reads the servers' metrics in virtual time: as late as ``endpoints.metrics.scraper`` is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pointsman.config import MetricsSettings
+from pointsman.endpoints.metrics.scraper import DOWN_INTERVAL_S, PHASES
+from pointsman.endpoints.pool import Pool
+from pointsman.twin.events import Events
+from pointsman.twin.server import ModelServer
+
+IDLE_INTERVAL_S = MetricsSettings().idle_interval_s
+
+
+class Scraping:
+    """Neighbours are read at different moments, busy endpoints every ``interval_s``, idle ones seldom."""
+
+    def __init__(
+        self, events: Events, pool: Pool, servers: Mapping[str, ModelServer], interval_s: float
+    ) -> None:
+        self._events = events
+        self._pool = pool
+        self._servers = servers
+        self._interval_s = interval_s
+        self._stages = 0
+        self._usage: dict[str, tuple[int, float, float]] = {}
+        names = list(servers)
+        self._phases = [phase for i in range(PHASES) if (phase := names[i::PHASES])]
+
+    def begin(self) -> None:
+        """A stage begins: read from now on."""
+        self._stages += 1
+        self._usage.clear()
+        for i, names in enumerate(self._phases):
+            first_s = self._events.now_s + i / len(self._phases) * self._interval_s
+            self._events.at(first_s, self._tick, names, self._stages)
+
+    def end(self) -> None:
+        """Nobody asks for anything until the next stage."""
+        self._stages += 1
+
+    def kv_usage(self, name: str) -> tuple[float, float]:
+        """Mean and highest KV usage of a server in this stage, as read while it had requests."""
+        reads, total, most = self._usage.get(name, (1, 0.0, 0.0))
+        return total / reads, most
+
+    def read(self, name: str) -> None:
+        """Read this server's page, if it answers."""
+        server = self._servers[name]
+        server.scraped_s = self._events.now_s
+        if not server.up:
+            self._pool.unreachable(name)
+            return
+        metrics = server.metrics()
+        restarted, server.restarted = server.restarted, False
+        self._pool.learn_metrics(name, "vllm", metrics, restarted)
+        if metrics.running:
+            reads, total, most = self._usage.get(name, (0, 0.0, 0.0))
+            usage = metrics.kv_usage
+            self._usage[name] = (reads + 1, total + usage, max(most, usage))
+
+    def _tick(self, names: list[str], stage: int) -> None:
+        if stage != self._stages:
+            return
+        now_s, members = self._events.now_s, self._pool.members
+        for name in names:
+            member = members.get(name)
+            if member is None:
+                continue
+            if not member.reached:
+                interval_s = DOWN_INTERVAL_S
+            elif member.endpoint.load.requests:
+                interval_s = self._interval_s
+            else:
+                interval_s = max(self._interval_s, IDLE_INTERVAL_S)
+            if now_s >= self._servers[name].scraped_s + interval_s * 0.999:
+                self.read(name)
+        self._events.at(now_s + self._interval_s, self._tick, names, stage)

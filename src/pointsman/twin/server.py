@@ -1,0 +1,155 @@
+"""A model server in virtual time: the engine model, what can go wrong with it, and the metrics it publishes."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from pointsman.bench.workload import Call
+from pointsman.sim.engine import Engine, EngineRequest
+from pointsman.sim.spec import EngineSpec
+from pointsman.twin.events import Events
+from pointsman.twin.prompts import Prepared
+from pointsman.types import Metrics
+
+
+class Waiter(Protocol):
+    """Whoever sent a request to a server hears of it, at the virtual moment it happens."""
+
+    adapter: str
+    """The LoRA adapter it asks for, if any."""
+
+    def first_token(self) -> None: ...
+
+    def finished(self) -> None: ...
+
+    def broken(self) -> None:
+        """The server died with it."""
+
+
+class ModelServer:
+    """One simulated server. ``up`` is whether it accepts connections."""
+
+    def __init__(self, spec: EngineSpec, events: Events) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.engine = Engine(spec.parameters())
+        self.up = True
+        self.restarted = False
+        """It lost its cache since its metrics were last read."""
+        self.refused = 0
+        self.scraped_s = -math.inf
+        self.served_tokens = 0
+        """Output tokens of requests that ended well."""
+        self._events = events
+        self._armed_s = math.inf
+        self._stepping = False
+
+    # requests
+
+    @property
+    def full(self) -> bool:
+        """It answers 503 to what comes now."""
+        limit, engine = self.spec.max_num_queued_reqs, self.engine
+        return limit is not None and len(engine.waiting) + len(engine.running) >= limit
+
+    def submit(self, waiter: Waiter, call: Call, prepared: Prepared) -> EngineRequest:
+        """Queue the call; ``waiter`` will be told."""
+        engine = self.engine
+        block = engine.parameters.block_tokens
+        continuation = None
+        if call.answer:
+
+            def continuation(kv_tokens: int) -> object:
+                return prepared.continued(call.answer, block, kv_tokens)
+
+        request = EngineRequest(
+            prepared.blocks(block),
+            prepared.tokens,
+            call.output_tokens,
+            owner=waiter,
+            continuation=continuation,
+        )
+        engine.submit(request, self._events.now_s)
+        self._go_on()
+        return request
+
+    def cancel(self, request: EngineRequest) -> None:
+        """The client left."""
+        self.engine.cancel(request, self._events.now_s)
+        self._go_on()
+
+    def fits(self, call: Call, prepared: Prepared) -> bool:
+        """Whether prompt and output together are within what it can hold."""
+        return self.engine.fits(prepared.tokens, call.output_tokens)
+
+    # steps
+
+    def _go_on(self) -> None:
+        engine = self.engine
+        if engine.idle and not self._stepping:
+            engine.start(self._events.now_s)
+        due_s = engine.due_s
+        if due_s != self._armed_s and due_s < math.inf:
+            self._armed_s = due_s
+            self._events.at(due_s, self._step, due_s)
+
+    def _step(self, due_s: float) -> None:
+        engine = self.engine
+        if engine.due_s != due_s:
+            return  # the run was cut short since, or lost
+        self._stepping = True  # whoever is told may submit or cancel
+        ran = engine.finish()
+        for request in ran.started:
+            request.owner.first_token()
+        for request in ran.finished:
+            self.served_tokens += request.output_tokens
+            request.owner.finished()
+        self._stepping = False
+        self._armed_s = math.inf
+        self._go_on()
+
+    # faults
+
+    def slow_down(self, factor: float) -> None:
+        """Steps take ``factor`` times as long from now on."""
+        self.engine.interrupt(self._events.now_s)
+        self.engine.slowdown = factor
+        self._go_on()
+
+    def crash(self) -> None:
+        """Everything it has is lost; it stays away until ``come_back``."""
+        self.up = False
+        self.restarted = True
+        self._armed_s = math.inf
+        for request in self.engine.reset(self._events.now_s):
+            request.owner.broken()
+
+    def come_back(self) -> None:
+        self.up = True
+
+    # metrics
+
+    def metrics(self) -> Metrics:
+        """What its metrics page would say now."""
+        now_s, engine = self._events.now_s, self.engine
+        engine.observe(now_s)
+        loras = self.spec.loras
+        return Metrics(
+            at_s=now_s,
+            waiting=float(len(engine.waiting)),
+            running=float(len(engine.running)),
+            kv_usage=engine.kv_usage,
+            block_tokens=engine.parameters.block_tokens,
+            kv_blocks=engine.parameters.kv_blocks,
+            prefix_caching=engine.parameters.prefix_caching,
+            loras_active=_adapters(engine.running) if loras else frozenset(),
+            loras_waiting=_adapters(engine.waiting) if loras else frozenset(),
+            max_loras=self.spec.max_loras if loras else 0,
+            prefix_queries=float(engine.cache_queries_tokens),
+            prefix_hits=float(engine.cache_hits_tokens),
+        )
+
+
+def _adapters(requests: object) -> frozenset[str]:
+    return frozenset(r.owner.adapter for r in requests if r.owner.adapter)
