@@ -1,9 +1,12 @@
-"""A model server in virtual time: the engine model, what can go wrong with it, and the metrics it publishes."""
+"""A model server in virtual time: the engine model, what can go wrong with it, and the metrics it
+publishes.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Protocol, cast
 
 from pointsman.bench.workload import Call
 from pointsman.sim.engine import Engine, EngineRequest
@@ -57,18 +60,16 @@ class ModelServer:
         """Queue the call; ``waiter`` will be told."""
         engine = self.engine
         block = engine.parameters.block_tokens
-        continuation = None
-        if call.answer:
 
-            def continuation(kv_tokens: int) -> object:
-                return prepared.continued(call.answer, block, kv_tokens)
+        def continuation(kv_tokens: int) -> Sequence[int]:
+            return prepared.continued(call.answer, block, kv_tokens)
 
         request = EngineRequest(
             prepared.blocks(block),
             prepared.tokens,
             call.output_tokens,
             owner=waiter,
-            continuation=continuation,
+            continuation=continuation if call.answer else None,
         )
         engine.submit(request, self._events.now_s)
         self._go_on()
@@ -101,10 +102,10 @@ class ModelServer:
         self._stepping = True  # whoever is told may submit or cancel
         ran = engine.finish()
         for request in ran.started:
-            request.owner.first_token()
+            _waiter(request).first_token()
         for request in ran.finished:
             self.served_tokens += request.output_tokens
-            request.owner.finished()
+            _waiter(request).finished()
         self._stepping = False
         self._armed_s = math.inf
         self._go_on()
@@ -123,7 +124,7 @@ class ModelServer:
         self.restarted = True
         self._armed_s = math.inf
         for request in self.engine.reset(self._events.now_s):
-            request.owner.broken()
+            _waiter(request).broken()
 
     def come_back(self) -> None:
         self.up = True
@@ -151,5 +152,9 @@ class ModelServer:
         )
 
 
-def _adapters(requests: object) -> frozenset[str]:
-    return frozenset(r.owner.adapter for r in requests if r.owner.adapter)
+def _waiter(request: EngineRequest) -> Waiter:
+    return cast(Waiter, request.owner)
+
+
+def _adapters(requests: Iterable[EngineRequest]) -> frozenset[str]:
+    return frozenset(adapter for request in requests if (adapter := _waiter(request).adapter))
