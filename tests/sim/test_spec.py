@@ -97,3 +97,17 @@ def test_an_engine_that_cannot_be_is_named(item: EngineSpec, named: str) -> None
 def test_contradictions_are_refused(item: FleetItem) -> None:
     with pytest.raises(SettingsError):
         expand([item])
+
+
+def test_a_fleet_file_may_bring_constants_of_its_own(tmp_path: Path) -> None:
+    text = """
+    - accelerator: my-card
+      count: 2
+      kv_tokens: 3200
+      measured: {base_s: .01, sequence_s: 1e-5, context_token_s: 1e-8, prefill_tokens_per_s: 5000,
+                 prefill_step_s: 0, kv_tokens: 100000, max_sequences: 64, block_tokens: 16}
+    """
+    first, second = expand(load_fleet(fleet_file(tmp_path, text)).engines)
+    assert (first.name, second.name) == ("my-card-0", "my-card-1")
+    assert first.parameters() == second.parameters()
+    assert (first.parameters().prefill_tokens_per_s, first.parameters().kv_blocks) == (5000, 200)

@@ -28,6 +28,8 @@ class EngineSpec(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The name it serves; several are aliases of one model."""
     constants: str = ""
     """The model whose measured speed it has; by default ``model`` where that was measured."""
+    measured: EngineParameters | None = None
+    """Constants of one's own, as ``pointsman calibrate`` writes them; ``accelerator`` is then only a label."""
     name: str = ""
     port: Port = 0
     """0 picks a free one."""
@@ -51,6 +53,22 @@ class EngineSpec(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     def parameters(self) -> EngineParameters:
         """Its speed and limits; ``SettingsError`` when there is no such set."""
+        found = self.measured or self._known()
+        changes: dict[str, Any] = {
+            "block_tokens": self.block_tokens,
+            "kv_tokens": self.kv_tokens,
+            "max_sequences": self.max_num_seqs,
+            "step_tokens": self.max_num_batched_tokens,
+            "prefix_caching": self.enable_prefix_caching,
+        }
+        parameters = structs.replace(found, **{key: v for key, v in changes.items() if v is not None})
+        if not parameters.kv_blocks:
+            raise SettingsError(
+                f"kv_tokens: {parameters.kv_tokens} is less than one block of {parameters.block_tokens}"
+            )
+        return parameters
+
+    def _known(self) -> EngineParameters:
         if self.accelerator not in ACCELERATORS:
             raise SettingsError(
                 f"accelerator: {self.accelerator!r} is not known{hint(self.accelerator, ACCELERATORS)}; "
@@ -65,19 +83,7 @@ class EngineSpec(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
                 f"constants: {constants!r} was not measured on {self.accelerator}; "
                 f"there is {', '.join(measured)}"
             )
-        changes: dict[str, Any] = {
-            "block_tokens": self.block_tokens,
-            "kv_tokens": self.kv_tokens,
-            "max_sequences": self.max_num_seqs,
-            "step_tokens": self.max_num_batched_tokens,
-            "prefix_caching": self.enable_prefix_caching,
-        }
-        parameters = structs.replace(found, **{key: v for key, v in changes.items() if v is not None})
-        if not parameters.kv_blocks:
-            raise SettingsError(
-                f"kv_tokens: {parameters.kv_tokens} is less than one block of {parameters.block_tokens}"
-            )
-        return parameters
+        return found
 
     def context_tokens(self) -> int:
         """Longest prompt and answer together; never more than the KV cache holds."""
