@@ -104,7 +104,7 @@ def test_a_fleet_file_may_bring_constants_of_its_own(tmp_path: Path) -> None:
     - accelerator: my-card
       count: 2
       kv_tokens: 3200
-      measured: {base_s: .01, sequence_s: 1e-5, context_token_s: 1e-8, prefill_tokens_per_s: 5000,
+      measured: {base_s: .01, sequence_s: 1.0e-5, context_token_s: 1.0e-8, prefill_tokens_per_s: 5000,
                  prefill_step_s: 0, kv_tokens: 100000, max_sequences: 64, block_tokens: 16}
     """
     first, second = expand(load_fleet(fleet_file(tmp_path, text)).engines)

@@ -29,7 +29,7 @@ class EngineSpec(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     constants: str = ""
     """The model whose measured speed it has; by default ``model`` where that was measured."""
     measured: EngineParameters | None = None
-    """Constants of one's own, as ``pointsman calibrate`` writes them; ``accelerator`` is then only a label."""
+    """One's own constants, as ``pointsman calibrate`` writes them; ``accelerator`` is then only a label."""
     name: str = ""
     port: Port = 0
     """0 picks a free one."""
