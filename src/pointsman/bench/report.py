@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import msgspec
 
@@ -117,9 +118,17 @@ def is_good(record: Record, slo: Slo) -> bool:
 
 
 def summarise(
-    load: str, records: Sequence[Record], gaps: Gaps, slo: Slo = NO_SLO, *, rate: float | None = None
+    load: str,
+    records: Sequence[Record],
+    gaps: Gaps,
+    slo: Slo = NO_SLO,
+    *,
+    rate: float | None = None,
+    mergeable: bool = True,
 ) -> Stage:
-    """The figures of one stage; ``records`` must not be empty."""
+    """The figures of one stage; ``records`` must not be empty. ``mergeable`` ones bring the histograms of
+    their times.
+    """
     ok = [r for r in records if not r.error]
     errors = Counter(r.error for r in records if r.error)
     first_s, last_sent_s = min(r.sent_s for r in records), max(r.sent_s for r in records)
@@ -131,6 +140,7 @@ def summarise(
     cached = sum(u.cached_tokens or 0 for u in told)
     looked_up = sum(u.prompt_tokens or 0 for u in told)
     good = sum(is_good(r, slo) for r in records) if slo != NO_SLO else None
+    spread = partial(percentiles, mergeable=mergeable)
     return Stage(
         load=load,
         rate=rate,
@@ -148,12 +158,12 @@ def summarise(
         prompt_tokens=sum(u.prompt_tokens or 0 for u in counted) if counted else None,
         cached_tokens=cached if told else None,
         prefix_hit_rate=cached / looked_up if looked_up else None,
-        ttft=percentiles(r.first_s - r.due_s for r in ok),
-        ttft_sent=percentiles(r.first_s - r.sent_s for r in ok),
-        tpot=percentiles(t for r in ok if (t := tpot_s(r)) is not None),
-        itl=percentiles((), gaps.counts),
-        e2e=percentiles(r.end_s - r.due_s for r in ok),
-        late=percentiles(r.sent_s - r.due_s for r in records),
+        ttft=spread(r.first_s - r.due_s for r in ok),
+        ttft_sent=spread(r.first_s - r.sent_s for r in ok),
+        tpot=spread(t for r in ok if (t := tpot_s(r)) is not None),
+        itl=spread((), gaps.counts),
+        e2e=spread(r.end_s - r.due_s for r in ok),
+        late=spread(r.sent_s - r.due_s for r in records),
         within_slo=None if good is None else good / len(records),
         goodput=None if good is None else _per_s(good, makespan_s),
         endpoints=dict(sorted(Counter(r.endpoint for r in records if r.endpoint).items())),
