@@ -175,8 +175,8 @@ SECRETS = frozenset({"api_key"})
 def load(path: str | None = None, overrides: Sequence[str] = (), endpoints: Sequence[str] = ()) -> Settings:
     """Settings from an optional YAML file, then ``a.b=c`` overrides, then endpoint URLs added to the list."""
     tree: dict[str, Any] = read_yaml(Path(path)) if path else {}
-    for override in overrides:
-        _override(tree, override)
+    for text in overrides:
+        override(tree, text)
     if endpoints:
         tree["endpoints"] = [*(tree.get("endpoints") or []), *({"url": url} for url in endpoints)]
     tree = {key: value for key, value in tree.items() if value is not None}  # sections left empty
@@ -211,9 +211,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def convert(tree: Any, cls: type[T], where: str) -> T:
-    """``tree`` as a ``cls``; the error names the key in dotted form and, for a misspelt key, the known
-    ones.
+def convert(tree: Any, cls: type[T], where: str, *, lists: str = "`pointsman config schema` lists them") -> T:
+    """``tree`` as a ``cls``; the error names the key in dotted form and, for a misspelt key, what ``lists``
+    the known ones.
     """
     try:
         return msgspec.convert(tree, cls)
@@ -225,13 +225,12 @@ def convert(tree: Any, cls: type[T], where: str) -> T:
         unknown = re.fullmatch(r"Object contains unknown field `(.*)`", found[1])
         if unknown:
             key = f"{key}.{unknown[1]}".lstrip(".")
-            raise SettingsError(
-                f"{where}: {key}: no such setting; `pointsman config schema` lists them"
-            ) from exc
+            raise SettingsError(f"{where}: {key}: no such setting; {lists}") from exc
         raise SettingsError(f"{where}: {key + ': ' if key else ''}{found[1]}") from exc
 
 
-def _override(tree: dict[str, Any], text: str) -> None:
+def override(tree: dict[str, Any], text: str) -> None:
+    """Change ``tree`` as ``--set`` with this ``section.key=value`` asks."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise SettingsError(f"--set {text}: write it as section.key=value")

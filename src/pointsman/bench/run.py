@@ -6,8 +6,10 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice, tee
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from pointsman.bench.busy import Busy
 from pointsman.bench.client import Client, Record
@@ -23,17 +25,17 @@ OPEN_LOOP_ROOM = 512
 _PROGRESS_S = 1.0
 
 
-class Load(msgspec.Struct, frozen=True, kw_only=True):
+class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one stage asks for. One of ``rate`` and ``concurrency``, or neither: a trace's own times."""
 
-    rate: float | None = None
+    rate: Annotated[float, Meta(gt=0, le=1e6)] | None = None
     """Requests a second, open loop."""
-    concurrency: int | None = None
-    duration_s: float = 30.0
+    concurrency: Annotated[int, Meta(ge=1)] | None = None
+    duration_s: Annotated[float, Meta(gt=0, le=1e9)] = 30.0
     """Engine seconds of sending; the stage then waits until all have ended."""
-    requests: int | None = None
+    requests: Annotated[int, Meta(ge=1)] | None = None
     """Stop after so many; open loop: instead of rate x duration."""
-    arrivals: str = "poisson"
+    arrivals: Literal["poisson", "constant"] = "poisson"
 
     @property
     def name(self) -> str:
