@@ -56,7 +56,8 @@ class Slow:
         self.waiting: list[dict] = []
         self.running: list[dict] = []
         self.preemptions = 0
-        self.log: list[tuple] = []
+        self.steps: list[tuple[float, int, list[int]]] = []
+        """When each began, blocks held during it, tokens that were out before it, by request."""
 
     def take(self) -> list:
         block = self.free.pop(0)
@@ -86,7 +87,7 @@ class Slow:
         self.preemptions += 1
         self.waiting.insert(0, r)
 
-    def step(self) -> float:
+    def step(self, now_s: float = 0.0, rows: Sequence[dict] = ()) -> float:
         """Schedule one step and carry it out; its duration, 0 when there is nothing to do."""
         size, budget, preempted = self.p.block_tokens, self.p.step_tokens, False
         decoding = [r for r in self.running if r["computed"] >= r["target"]]
@@ -136,6 +137,7 @@ class Slow:
             chunks.append((r, n))
             prefill += n
             self.remember(r, r["computed"] + n)
+        self.steps.append((now_s, self.p.kv_blocks - len(self.free), [r["out"] for r in rows]))
         if not self.running:
             return 0.0
         seconds = self.p.base_s + self.p.sequence_s * len(decoding) + self.p.context_token_s * context
@@ -186,7 +188,7 @@ def by_steps(p: EngineParameters, jobs: Sequence[Job]) -> tuple[Slow, list[dict]
     while True:
         while events and events[0][0] <= now_s:
             slow.waiting.append(rows[events.pop(0)[1]])
-        seconds = slow.step()
+        seconds = slow.step(now_s, rows)
         if seconds:
             now_s += seconds
             slow.reap(now_s)
@@ -196,7 +198,17 @@ def by_steps(p: EngineParameters, jobs: Sequence[Job]) -> tuple[Slow, list[dict]
             return slow, rows
 
 
-def by_runs(p: EngineParameters, jobs: Sequence[Job]) -> tuple[Engine, list[EngineRequest]]:
+Seen = tuple[int, list[int]]
+"""Blocks held, and each request's tokens out."""
+
+
+def by_runs(
+    p: EngineParameters,
+    jobs: Sequence[Job],
+    looks: Sequence[float] = (),
+    seen: list[Seen] | None = None,
+) -> tuple[Engine, list[EngineRequest]]:
+    """``seen``: what was so at the times ``looks``."""
     engine = Engine(p)
     requests = [
         EngineRequest(blocks_of(family, prompt, i), prompt, out)
@@ -204,17 +216,22 @@ def by_runs(p: EngineParameters, jobs: Sequence[Job]) -> tuple[Engine, list[Engi
     ]
     events = [(job[0], i, 0) for i, job in enumerate(jobs)]
     events += [(job[0] + job[4], i, 1) for i, job in enumerate(jobs) if math.isfinite(job[4])]
+    events += [(look_s, -1, 2) for look_s in looks]
     events.sort()
     now_s = 0.0
     while True:
         assert engine.kv.used_blocks <= engine.kv.blocks
         assert len(engine.running) <= p.max_sequences
         while events and events[0][0] <= now_s and events[0][0] < engine.due_s:
-            _, i, cancelled = events.pop(0)
-            if cancelled:
+            _, i, kind = events.pop(0)
+            if kind == 0:
+                engine.submit(requests[i], now_s)
+            elif kind == 1:
                 engine.cancel(requests[i], now_s)
             else:
-                engine.submit(requests[i], now_s)
+                engine.observe(now_s)
+                if seen is not None:
+                    seen.append((engine.kv.used_blocks, [engine.generated(r) for r in requests]))
         if engine.idle:
             engine.start(now_s)
         next_s = min(engine.due_s, events[0][0] if events else math.inf)
@@ -276,6 +293,83 @@ def test_every_request_ends_once_and_gives_everything_back(jobs: list[Job], kv_t
     engine.kv.clear()
     assert engine.kv.cached_blocks == 0
     assert engine.kv.available_blocks == engine.kv.blocks
+
+
+looks = st.lists(st.floats(0, 1).map(lambda s: round(s, 4) + 4.321e-7), min_size=1, max_size=10)
+
+
+@settings(max_examples=100, deadline=None)
+@given(jobs, looks, st.sampled_from([160, 4096]))
+def test_who_looks_sees_the_steps_that_are_over(jobs: list[Job], looks: list[float], kv_tokens: int) -> None:
+    p = parameters(kv_tokens=kv_tokens)
+    slow, _ = by_steps(p, jobs)
+    seen: list[Seen] = []
+    by_runs(p, jobs, looks, seen)
+    for look_s, (used_blocks, generated) in zip(sorted(looks), seen, strict=True):
+        began = [step for step in slow.steps if step[0] <= look_s]
+        assert (used_blocks, generated) == (began[-1][1:] if began else (0, [0] * len(jobs)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 0.5), st.integers(0, 3), st.integers(1, 90), st.integers(0, 40), st.floats(0, 0.4)
+        ),
+        min_size=1,
+        max_size=14,
+    ),
+    looks,
+)
+def test_looking_changes_nothing(jobs: list[Job], looks: list[float]) -> None:
+    ends = []
+    for at in ((), looks):
+        engine, requests = by_runs(parameters(kv_tokens=160), jobs, at)
+        ends.append([(r.first_token_s, r.ended_s, r.preemptions, engine.generated(r)) for r in requests])
+    assert repr(ends[0]) == repr(ends[1])  # to the last bit; some are nan
+
+
+def test_a_look_into_a_long_run_leaves_its_end() -> None:
+    engine = Engine(parameters())
+    request = EngineRequest((), 10, 1000)
+    engine.submit(request, 0.0)
+    engine.start(0.0)
+    now_s = engine.due_s
+    engine.finish()
+    engine.start(now_s)
+    due_s = engine.due_s
+    engine.observe((now_s + due_s) / 2)
+    half = engine.generated(request)
+    assert 490 < half < 510
+    assert engine.generated_tokens == half
+    assert engine.step == half
+    assert engine.kv_usage == pytest.approx((10 + half) / 4096, abs=2e-3)
+    assert engine.due_s == due_s
+    assert engine.finish().steps == 999
+
+
+def test_a_reset_loses_sequences_cache_and_counters() -> None:
+    engine = Engine(parameters(max_sequences=1))
+    running, waiting = (EngineRequest(blocks_of(0, 40, 0), 40, 100) for _ in range(2))
+    engine.submit(running, 0.0)
+    engine.submit(waiting, 0.0)
+    engine.start(0.0)
+    now_s = engine.due_s
+    engine.finish()
+    engine.start(now_s)
+    assert engine.reset(0.5) == [running, waiting]
+    assert running.phase is waiting.phase is Phase.DONE
+    assert (running.ended_s, waiting.ended_s) == (0.5, 0.5)
+    assert engine.generated(running) > 30
+    assert not engine.cancel(running, 0.6)
+    assert engine.idle
+    assert math.isinf(engine.due_s)
+    assert engine.kv.cached_blocks == engine.kv.used_blocks == engine.step == engine.generated_tokens == 0
+    again = EngineRequest(blocks_of(0, 40, 0), 40, 2)
+    engine.submit(again, 1.0)
+    run_until_idle(engine, 1.0)
+    assert again.phase is Phase.DONE
+    assert again.cached_tokens == 0
 
 
 @pytest.mark.parametrize("accelerator", ACCELERATORS)

@@ -116,14 +116,18 @@ class Engine:
 
     def __init__(self, parameters: EngineParameters) -> None:
         self.parameters = parameters
-        self.kv = KVCache(parameters.kv_blocks)
+        self.slowdown = 1.0
+        """Factor on the duration of steps that begin from now on."""
+        self._block = parameters.block_tokens
+        self._boot()
+
+    def _boot(self) -> None:
+        self.kv = KVCache(self.parameters.kv_blocks)
         self.waiting: OrderedDict[EngineRequest, None] = OrderedDict()
         self.running: dict[EngineRequest, None] = {}
         """In order of admission."""
         self.due_s = math.inf
         """When the run under way ends; infinite when idle."""
-        self.slowdown = 1.0
-        """Factor on the duration of steps that begin from now on."""
         self.step = 0
         """Steps completed. A decoding sequence gets one token in each."""
         self.decoding = 0
@@ -134,18 +138,17 @@ class Engine:
         self.cache_queries_tokens = 0
         self.cache_hits_tokens = 0
         self.preemptions = 0
-        self._block = parameters.block_tokens
         self._grows_at = [0] * self._block  # decoding sequences by the step, modulo block, that needs a block
         self._kv_step = 0  # decode steps whose blocks have been taken
         self._finishes: list[tuple[int, int, EngineRequest]] = []
         self._submitted = 0
         self._partial: EngineRequest | None = None
         self._completing: list[EngineRequest] = []
-        self._start_s = 0.0
         self._began_s = 0.0
-        self._steps = 0
-        self._steps_before = 0
+        self._steps = 0  # of the run under way
+        self._steps_over = 0
         self._step_prefill = 0
+        self._run_context = 0  # context tokens when it began
         self._factor = 1.0
 
     @property
@@ -163,7 +166,7 @@ class Engine:
         return self.kv.used_blocks / self.kv.blocks
 
     def generated(self, request: EngineRequest) -> int:
-        """Output tokens of ``request`` at the end of the last completed step."""
+        """Output tokens of ``request``: at the end of the last completed step that ``observe`` knows of."""
         if request.phase is Phase.DECODE:
             return request._generated + self.step - request._decode_from
         return request._generated
@@ -204,15 +207,38 @@ class Engine:
         request.ended_s = now_s
         return True
 
+    def observe(self, now_s: float) -> None:
+        """Bring counters, ``kv_usage`` and ``generated`` up to ``now_s``. What happens, and when, stays as it
+        is: times are computed from the run's beginning, however often somebody looks.
+        """
+        if self._steps - self._steps_over <= 1:
+            return
+        within_s = (now_s - self._began_s) / self._factor
+        over = self.parameters.steps_within(within_s, self.decoding, self._run_context)
+        self._advance(min(over, self._steps - 1) - self._steps_over)
+
     def interrupt(self, now_s: float) -> None:
         """Let the run end with the step under way, so that what changed counts from the next one on."""
-        if self._steps <= 1:
+        if self._steps - self._steps_over <= 1:
             return
-        within_s = (now_s - self._start_s) / self._factor
-        over = self.parameters.steps_within(within_s, self.decoding, self.context_tokens)
-        self._advance(min(over, self._steps - 1))
-        self._steps = 1
-        self.due_s = self._start_s + self._factor * self.parameters.step_s(self.decoding, self.context_tokens)
+        self.observe(now_s)
+        if self._steps_over + 1 == self._steps:
+            return
+        self._steps = self._steps_over + 1
+        self.due_s = self._began_s + self._factor * self.parameters.decode_s(
+            self._steps, self.decoding, self._run_context
+        )
+
+    def reset(self, now_s: float) -> list[EngineRequest]:
+        """Crash, and come back as a new process: sequences, cache and counters are lost; whose sequences."""
+        self.observe(now_s)
+        lost = [*self.running, *self.waiting]
+        for request in lost:
+            request._generated = self.generated(request)
+            request.phase = Phase.DONE
+            request.ended_s = now_s
+        self._boot()
+        return lost
 
     def start(self, now_s: float, max_steps: int = 1 << 40) -> None:
         """Begin the next run: as many steps as the batch stays the same, at most ``max_steps``."""
@@ -228,7 +254,8 @@ class Engine:
             self.due_s = math.inf
             return
         self._steps = 1 if prefill or preempted else self._unchanged(max_steps)
-        self._began_s = self._start_s = now_s
+        self._began_s = now_s
+        self._run_context = self.context_tokens
         self._factor = self.slowdown
         self._step_prefill = prefill
         self._kv_step += 1
@@ -240,12 +267,12 @@ class Engine:
 
     def finish(self) -> Ran:
         """The run is over, at ``due_s``."""
-        self._advance(self._steps - 1)
-        ran = Ran(self._steps_before + 1, self.due_s - self._began_s, self.decoding, self._step_prefill)
+        self._advance(self._steps - 1 - self._steps_over)
+        ran = Ran(self._steps, self.due_s - self._began_s, self.decoding, self._step_prefill)
         self.step += 1
         self.context_tokens += self.decoding
         self.generated_tokens += self.decoding
-        self._steps = self._steps_before = 0
+        self._steps = self._steps_over = 0
         for request in self._completing:
             self._begin_decode(request, ran)
         self._completing.clear()
@@ -257,7 +284,6 @@ class Engine:
         """Complete ``steps`` decode steps of the run and be in the one after."""
         if not steps:
             return
-        self._start_s += self._factor * self.parameters.decode_s(steps, self.decoding, self.context_tokens)
         rounds, rest = divmod(steps, self._block)
         self.kv.take(
             rounds * self.decoding
@@ -265,8 +291,7 @@ class Engine:
         )
         self.step += steps
         self._kv_step += steps
-        self._steps -= steps
-        self._steps_before += steps
+        self._steps_over += steps
         self.context_tokens += steps * self.decoding
         self.generated_tokens += steps * self.decoding
 
