@@ -16,6 +16,7 @@ SUBCOMMANDS = {
     "config": "check, show or describe the settings",
     "engine": "simulate model servers over HTTP",
     "bench": "measure any OpenAI-compatible URL under load",
+    "simulate": "what a policy does to a fleet you describe, in virtual time",
     "demo": "a simulated fleet under three routers, in two minutes",
 }
 

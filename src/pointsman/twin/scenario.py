@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from pointsman.bench.report import NO_SLO, Slo
+from pointsman.bench.report import Slo
 from pointsman.bench.run import Load
 from pointsman.bench.workload import SharedPrefix
-from pointsman.config import convert, read_yaml
+from pointsman.config import convert, override, read_yaml
 from pointsman.errors import SettingsError
 from pointsman.sim.spec import EngineSpec, FleetItem, expand
 from pointsman.twin.gateway import RouterCost
@@ -57,7 +57,7 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     timeout_s: Annotated[float, Meta(gt=0)] = 300.0
     """After which a client gives up."""
     incidents: tuple[Incident, ...] = ()
-    slo: Slo = NO_SLO
+    slo: Slo = Slo(ttft_s=2.0, tpot_s=0.1)
     classes: Mapping[str, Slo] = {}
     """SLO by class; a call of another class, or of none, has ``slo``."""
     prefix_block_tokens: Annotated[int, Meta(ge=0)] = 0
@@ -79,13 +79,33 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
             raise SettingsError(
                 f"warm_up_stages: {self.warm_up_stages} of {len(self.stages)} stages leave none to report"
             )
+        for i, load in enumerate(self.stages):
+            if load.rate is not None and load.concurrency is not None:
+                raise SettingsError(f"stages[{i}]: rate and concurrency; leave one out")
+            if load.rate is None and load.concurrency is None and not self._timed():
+                raise SettingsError(
+                    f"stages[{i}]: give rate or concurrency; the workload has no times of its own"
+                )
         return specs
+
+    def _timed(self) -> bool:
+        call = next(self.workload.calls(0), None)
+        return call is not None and call.at_s is not None
 
     def slo_of(self, slo_class: str) -> Slo:
         """The limits for a request of that class."""
         return self.classes.get(slo_class, self.slo)
 
 
-def load_scenario(path: str | os.PathLike[str]) -> Scenario:
-    """The scenario in a YAML file; ``SettingsError`` naming the key that is wrong."""
-    return convert(read_yaml(Path(path)), Scenario, os.fspath(path))
+def load_scenario(path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> Scenario:
+    """The scenario in a YAML file, by default the case study's, then ``a.b=c`` overrides; ``SettingsError``
+    naming the key that is wrong.
+    """
+    tree = msgspec.to_builtins(Scenario()) | (read_yaml(Path(path)) if path else {})
+    for text in overrides:
+        override(tree, text)
+    where = os.fspath(path) if path else "scenario"
+    scenario = convert(tree, Scenario, where, lists="docs/simulate.md lists them")
+    for spec in scenario.specs():
+        spec.parameters()
+    return scenario

@@ -1,0 +1,152 @@
+"""A scenario under several policies with several seeds: the runs, and what they say together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from pointsman.errors import SettingsError
+from pointsman.twin.decision_log import DecisionLog
+from pointsman.twin.parallel import each
+from pointsman.twin.policies import Policy
+from pointsman.twin.report import Figures, figures
+from pointsman.twin.run import Simulation
+from pointsman.twin.scenario import Scenario
+from pointsman.twin.seeds import Mean, mean_of
+
+_NUMBERS = (
+    *("output_tok_s", "steady_output_tok_s", "requests_s", "makespan_s", "requests", "ok"),
+    *("within_slo", "goodput", "prefix_hit_rate", "prediction_error_tokens", "copies_per_prefix"),
+    *("kv_usage_mean", "kv_usage_max", "preemptions", "refused", "timeouts", "retried"),
+)
+METRICS: Mapping[str, tuple[str, ...]] = {
+    **{name: (name,) for name in _NUMBERS},
+    **{
+        f"{times}_{point}_s": (times, point)
+        for times in ("ttft", "tpot", "e2e")
+        for point in ("mean", "p50", "p90", "p99")
+    },
+}
+"""The single numbers of a stage, and where they are in its ``Figures``."""
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """One run to make."""
+
+    scenario: Scenario
+    policy: Policy
+    seed: int
+    decisions: str = ""
+    """File for its decisions; empty: they are not kept."""
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One policy with one seed: its reported stages."""
+
+    policy: str
+    seed: int
+    stages: tuple[Figures, ...]
+
+
+class PartSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """The endpoints of one accelerator."""
+
+    request_share: Mean
+    output_share: Mean
+    kv_usage_mean: Mean
+    kv_usage_max: Mean
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage under one policy, all seeds together."""
+
+    policy: str
+    stage: int
+    """Index among the reported stages."""
+    load: str
+    rate: float | None
+    figures: Mapping[str, Mean]
+    """By the names of ``METRICS``; what no seed has is left out."""
+    accelerators: Mapping[str, PartSummary]
+    errors: Mapping[str, int]
+    """Requests by kind of failure, of all seeds."""
+
+
+def metric(stage: Figures, name: str) -> float | None:
+    """The number that ``METRICS`` knows by that name; None where nothing told."""
+    value: Any = stage
+    for part in METRICS[name]:
+        value = None if value is None else getattr(value, part)
+    found: float | None = value
+    return found
+
+
+def simulate(task: Task) -> Run:
+    """Make one run."""
+    scenario = task.scenario
+    with ExitStack() as stack:
+        logs = [stack.enter_context(_created(path)) for path in (task.decisions,) if path]
+        observers = tuple(DecisionLog(file) for file in logs)
+        simulation = Simulation(scenario, task.policy, seed=task.seed, observers=observers)
+        stages = [figures(stage, scenario.slo_of) for stage in simulation.run()[scenario.warm_up_stages :]]
+    return Run(policy=task.policy.name, seed=task.seed, stages=tuple(stages))
+
+
+def compare(
+    scenario: Scenario,
+    policies: Sequence[Policy],
+    seeds: Iterable[int],
+    *,
+    jobs: int = 1,
+    on_done: Callable[[int], None] = lambda _: None,
+) -> list[Run]:
+    """All policies with all seeds, policy by policy."""
+    tasks = [Task(scenario=scenario, policy=p, seed=seed) for p in policies for seed in seeds]
+    return each(simulate, tasks, jobs, on_done)
+
+
+def summarise_runs(runs: Sequence[Run]) -> list[Summary]:
+    """Stage by stage, in each the policies in their order."""
+    policies = list(dict.fromkeys(run.policy for run in runs))
+    return [
+        _summary(policy, i, [run.stages[i] for run in runs if run.policy == policy])
+        for i in range(len(runs[0].stages))
+        for policy in policies
+    ]
+
+
+def _summary(policy: str, stage: int, seeds: Sequence[Figures]) -> Summary:
+    errors: Counter[str] = Counter()
+    for each_seed in seeds:
+        errors.update(each_seed.errors)
+    values = {name: [v for s in seeds if (v := metric(s, name)) is not None] for name in METRICS}
+    accelerators = seeds[0].accelerators
+    return Summary(
+        policy=policy,
+        stage=stage,
+        load=seeds[0].load,
+        rate=seeds[0].rate,
+        figures={name: mean_of(found) for name, found in values.items() if found},
+        accelerators={
+            name: PartSummary(
+                **{
+                    field: mean_of([getattr(s.accelerators[name], field) for s in seeds])
+                    for field in PartSummary.__struct_fields__
+                }
+            )
+            for name in accelerators
+        },
+        errors=dict(errors.most_common()),
+    )
+
+
+def _created(path: str) -> BinaryIO:
+    try:
+        return Path(path).open("wb")
+    except OSError as exc:
+        raise SettingsError(f"--decisions: {path}: {exc.strerror}") from exc

@@ -1,0 +1,105 @@
+"""The comparison as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pointsman.bench.table import columns, count, seconds, share
+from pointsman.twin.compare import Summary
+from pointsman.twin.seeds import Mean
+
+Cell = Callable[[Summary], str]
+
+
+def _mean(name: str, form: Callable[[float | None], str]) -> Cell:
+    def cell(summary: Summary) -> str:
+        found = summary.figures.get(name)
+        return form(found.mean if found else None)
+
+    return cell
+
+
+def _interval(name: str, form: Callable[[float | None], str]) -> Cell:
+    def cell(summary: Summary) -> str:
+        found = summary.figures.get(name)
+        return with_interval(found, form) if found else "-"
+
+    return cell
+
+
+def with_interval(found: Mean, form: Callable[[float | None], str]) -> str:
+    """``12,345 ± 678``, or the mean alone where one seed tells of no interval."""
+    return form(found.mean) if found.ci95 is None else f"{form(found.mean)} ± {form(found.ci95)}"
+
+
+def _failed(summary: Summary) -> str:
+    figures = summary.figures
+    return count(figures["requests"].mean - figures["ok"].mean)
+
+
+_CLIENTS: tuple[tuple[str, Cell], ...] = (
+    ("output tok/s", _interval("output_tok_s", count)),
+    ("under load", _mean("steady_output_tok_s", count)),
+    ("TTFT p50", _mean("ttft_p50_s", seconds)),
+    ("p90", _mean("ttft_p90_s", seconds)),
+    ("p99", _interval("ttft_p99_s", seconds)),
+    ("TPOT p50", _mean("tpot_p50_s", seconds)),
+    ("p99", _mean("tpot_p99_s", seconds)),
+    ("e2e p50", _mean("e2e_p50_s", seconds)),
+    ("within SLO", _mean("within_slo", share)),
+    ("goodput", _interval("goodput", count)),
+    ("failed", _failed),
+)
+_FLEET: tuple[tuple[str, Cell], ...] = (
+    ("prefix hits", _mean("prefix_hit_rate", share)),
+    ("error", _mean("prediction_error_tokens", count)),
+    ("copies", _mean("copies_per_prefix", count)),
+    ("KV mean", _mean("kv_usage_mean", share)),
+    ("max", _mean("kv_usage_max", share)),
+    ("preempted", _mean("preemptions", count)),
+)
+
+
+def comparison(summaries: Sequence[Summary]) -> str:
+    """For each stage what the clients saw and what the fleet did, a line a policy."""
+    blocks = []
+    for stage in dict.fromkeys(summary.stage for summary in summaries):
+        policies = [summary for summary in summaries if summary.stage == stage]
+        requests = policies[0].figures["requests"].mean
+        blocks.append(
+            f"{policies[0].load}: {requests:,.0f} requests\n\n"
+            f"{_table('what clients saw', _CLIENTS, policies)}\n\n"
+            f"{_table('what the fleet did', (*_shares(policies[0]), *_FLEET), policies)}"
+        )
+        blocks += _errors(policies)
+    return "\n\n".join(blocks)
+
+
+def legend(summaries: Sequence[Summary]) -> str:
+    """What the words of the tables mean."""
+    seeds = summaries[0].figures["requests"].seeds
+    means = f"Figures are means over {seeds} seeds; ± is the 95% confidence interval of that mean. "
+    return (
+        f"{means if seeds > 1 else ''}"
+        "Times are virtual. output tok/s: by makespan, the drain included; under load: while requests were "
+        "sent. goodput: requests/s within the SLO. prefix hits: by the engines' own count; error: tokens by "
+        "which the router's prediction of them was off, a request. copies: endpoints that held a prefix. "
+        "KV: share of the KV cache in use."
+    )
+
+
+def _table(title: str, shown: Sequence[tuple[str, Cell]], summaries: Sequence[Summary]) -> str:
+    head = [title, *(name for name, _ in shown)]
+    return columns([head, *([s.policy, *(cell(s) for _, cell in shown)] for s in summaries)])
+
+
+def _shares(summary: Summary) -> list[tuple[str, Cell]]:
+    def cell(name: str) -> Cell:
+        return lambda summary: share(summary.accelerators[name].request_share.mean)
+
+    return [(f"to {name}", cell(name)) for name in summary.accelerators]
+
+
+def _errors(summaries: Sequence[Summary]) -> list[str]:
+    lines = [f"{s.policy}: {times} x {kind}" for s in summaries for kind, times in s.errors.items()]
+    return ["Failed, all seeds together: " + "; ".join(lines)] if lines else []
