@@ -32,6 +32,8 @@ class RouterCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     chunk_s: float = 0.0
     """CPU seconds for each token an endpoint streams."""
     cores: float = 1.0
+    stream_s: float = 0.0
+    """Waited by a request for each sequence that runs: a router short of CPU takes its streams in turn."""
 
 
 class Served(Record):
@@ -273,14 +275,16 @@ class _Cpu:
         self._events = events
         self._work_s = 0.0
         self._at_s = 0.0
-        self.free = not (cost.delay_s or cost.request_s or cost.chunk_s)
+        self.free = not (cost.delay_s or cost.request_s or cost.chunk_s or cost.stream_s)
         """It costs nothing."""
 
     def decided_s(self) -> float:
         """When a request that arrives now has been dealt with."""
         self._catch_up()
-        self._work_s += self._cost.request_s
-        return self._events.now_s + self._cost.delay_s + self._work_s / self._cost.cores
+        cost = self._cost
+        self._work_s += cost.request_s
+        turns_s = cost.stream_s * self._streams() if cost.stream_s else 0.0
+        return self._events.now_s + cost.delay_s + turns_s + self._work_s / cost.cores
 
     def relay_s(self) -> float:
         """How long a token that arrives now waits here."""
@@ -295,6 +299,9 @@ class _Cpu:
         if passed_s > 0:
             came_s = self._cost.chunk_s * self._tokens_per_s() if self._cost.chunk_s else 0.0
             self._work_s = max(0.0, self._work_s + (came_s - self._cost.cores) * passed_s)
+
+    def _streams(self) -> int:
+        return sum(len(server.engine.running) for server in self._servers.values())
 
     def _tokens_per_s(self) -> float:
         rate = 0.0
