@@ -13,12 +13,12 @@ from pointsman.twin.study import find_runs, load_study
 
 HEADER = (
     "experiment,run_id,n_nv,n_amd,n_gaudi,model,router,num_groups,prompts_per_group,system_prompt_len,"
-    "question_len,output_len,stage,target_rate,stage_duration_s,makespan_s,n_requests,n_success,n_failures,"
+    "question_len,output_len,stage,target_rate,stage_duration_s,send_duration_s,makespan_s,n_requests,n_success,n_failures,"
     "output_tok_s,ttft_mean_s,ttft_median_s,ttft_p90_s,ttft_p99_s,tpot_mean_s,tpot_median_s,e2e_mean_s,"
     "e2e_p99_s,prompt_len_mean,output_len_median,fail_latency_median_s"
 )
 LINE = (
-    "mine,7,2,0,1,granite-4.1-8b,k8s,4,2,100,20,50,{stage},5,10,12.5,50,{ok},{failed},190,"
+    "mine,7,2,0,1,granite-4.1-8b,k8s,4,2,100,20,50,{stage},5,10,9.8,12.5,50,{ok},{failed},190,"
     "1,1,1,1,0.1,0.1,5,6,120,50,{fail}"
 )
 

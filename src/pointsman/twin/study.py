@@ -45,6 +45,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """0 is the warm-up."""
     target_rate: float
     stage_duration_s: float
+    send_duration_s: float
     makespan_s: float
     n_requests: int
     n_success: int

@@ -1,0 +1,107 @@
+"""A case-study run in the twin: its fleet, its prompts and its stages, one after the other on warm caches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from pointsman.bench.pace import ARRIVALS
+from pointsman.bench.run import Load
+from pointsman.bench.workload import SharedPrefix
+from pointsman.sim.profiles import EngineParameters
+from pointsman.sim.spec import FleetItem
+from pointsman.twin.bound import Demand
+from pointsman.twin.gateway import RouterCost
+from pointsman.twin.scenario import Scenario
+from pointsman.twin.study import Row, Run
+
+Constants = Mapping[tuple[str, str], EngineParameters]
+"""By accelerator and model, in place of those in ``sim.profiles``."""
+
+FITTED: Constants = {}
+"""None replaced."""
+NO_COST = RouterCost()
+"""A router that takes no time."""
+
+MAX_SEQUENCES: Mapping[str, int] = {"1778771586": 64, "1778814623": 64}
+"""Sequences at once by run id where servers were set up otherwise than the constants say. Two Gaudi3 runs:
+their notes lack the ``ms256`` of a third, and 4,625 tok/s at 0.103 s a token are 60 streams a server.
+"""
+
+
+def prompts_of(row: Row) -> SharedPrefix:
+    """The run's prompts. Their servers counted more tokens in them than were asked for, prefix and question
+    alike.
+    """
+    longer = row.prompt_len_mean / (row.system_prompt_len + row.question_len)
+    return SharedPrefix(
+        groups=row.num_groups,
+        prompts_per_group=row.prompts_per_group,
+        system_prompt_len=round(row.system_prompt_len * longer),
+        question_len=round(row.question_len * longer),
+        output_len=row.output_len,
+    )
+
+
+def demand_of(row: Row) -> Demand:
+    """The stage as the fluid bound wants it."""
+    prompts = prompts_of(row)
+    return Demand(
+        rate=row.target_rate,
+        duration_s=row.stage_duration_s,
+        prompt_tokens=prompts.system_prompt_len + prompts.question_len,
+        output_tokens=prompts.output_len,
+        prefix_tokens=prompts.system_prompt_len,
+        groups=prompts.groups,
+    )
+
+
+def fleet_of(run: Run, constants: Constants) -> tuple[FleetItem, ...]:
+    """The run's servers."""
+    return tuple(
+        FleetItem(
+            accelerator=accelerator,
+            model=run.model,
+            count=count,
+            measured=constants.get((accelerator, run.model)),
+            max_num_seqs=MAX_SEQUENCES.get(run.run_id),
+        )
+        for accelerator, count in run.fleet
+    )
+
+
+def as_planned(rows: Sequence[Row]) -> tuple[Load, ...]:
+    """Stages at the rates that were wanted."""
+    return tuple(Load(rate=row.target_rate, duration_s=row.stage_duration_s) for row in rows)
+
+
+def as_sent(rows: Sequence[Row], seed: int) -> tuple[Load, ...]:
+    """Stages in which the last request is sent when it was in the run: at 3 requests a second, one draw of
+    60 Poisson gaps is a third longer than another.
+    """
+    rng = random.Random(f"arrivals {seed}")  # the simulation's own: it draws these very gaps
+    loads = []
+    for row in rows:
+        *_, last = ARRIVALS["poisson"](rng, 1.0, row.n_requests)
+        loads.append(
+            Load(rate=last / row.send_duration_s, duration_s=row.stage_duration_s, requests=row.n_requests)
+        )
+    return tuple(loads)
+
+
+def scenario_of(
+    run: Run,
+    stages: Sequence[Load],
+    *,
+    warm_up_stages: int = 0,
+    constants: Constants = FITTED,
+    router: RouterCost = NO_COST,
+) -> Scenario:
+    """The run's servers and prompts, with these stages one after the other."""
+    return Scenario(
+        engines=fleet_of(run, constants),
+        workload=prompts_of(run.rows[0]),
+        stages=tuple(stages),
+        warm_up_stages=warm_up_stages,
+        router=router,
+    )
