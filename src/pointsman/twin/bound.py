@@ -69,6 +69,17 @@ def fluid_bound(pool: Sequence[tuple[EngineParameters, int]], demand: Demand, *,
     return Bound(demand.requests * demand.output_tokens / makespan_s, makespan_s, shares)
 
 
+def fluid_rate(pool: Sequence[tuple[EngineParameters, int]], demand: Demand, makespan_s: float) -> float:
+    """The rate at which the bound of ``pool``, KV left out, has a makespan of ``makespan_s``: pools sent
+    that much are loaded alike. ``demand``'s own rate does not matter.
+    """
+    endless = structs.replace(demand, rate=math.inf)
+    served = sum(
+        count * _Kind(parameters, endless, False).requests_within(makespan_s) for parameters, count in pool
+    )
+    return served / demand.duration_s
+
+
 class _Kind:
     """One endpoint alone, as a function of how many requests it gets."""
 
