@@ -18,7 +18,7 @@ def load_pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as exc:
-        raise SettingsError("--plot needs the package matplotlib: pip install 'pointsman[plots]'") from exc
+        raise SettingsError("charts need the package matplotlib: pip install 'pointsman[plots]'") from exc
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -55,12 +55,13 @@ def plot(stages: Sequence[Stage], path: str) -> None:
     save(figure, path)
 
 
-def save(figure: Any, path: str) -> None:
+def save(figure: Any, *paths: str) -> None:
     """Write a figure and let go of it."""
     try:
-        figure.savefig(path, bbox_inches="tight", dpi=130)
+        for path in paths:
+            figure.savefig(path, bbox_inches="tight", dpi=130)
     except OSError as exc:
-        raise SettingsError(f"--plot: {path}: {exc.strerror}") from exc
+        raise SettingsError(f"{exc.filename}: the chart cannot be written: {exc.strerror}") from exc
     finally:
         load_pyplot().close(figure)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pointsman.errors import SettingsError
 
 if TYPE_CHECKING:
+    from pointsman.twin.compare import Run, Summary
     from pointsman.twin.policies import Policy
+    from pointsman.twin.scenario import Scenario
 
 NAME = "simulate"
 HELP = "what a policy does to a fleet you describe, in virtual time"
@@ -49,7 +52,6 @@ def run(args: argparse.Namespace) -> int:
     from pointsman.twin.compare import Task, simulate, summarise_runs
     from pointsman.twin.parallel import each
     from pointsman.twin.scenario import load_scenario
-    from pointsman.twin.tables import comparison, legend
 
     scenario = load_scenario(args.scenario, args.set)
     policies = _policies(args)
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         raise SettingsError("--seeds: must be at least 1")
     if args.decisions and len(policies) * args.seeds > 1:
         raise SettingsError("--decisions: of one run; give one --policy and --seeds 1")
+    _prepare(args)
     tasks = [
         Task(scenario=scenario, policy=policy, seed=seed, decisions=args.decisions or "")
         for policy in policies
@@ -65,14 +68,45 @@ def run(args: argparse.Namespace) -> int:
     shown = _Shown(len(tasks))
     runs = each(simulate, tasks, _jobs(args), shown)
     shown.end()
-    summaries = summarise_runs(runs)
-    if args.json:
-        from pointsman.twin.records import lines
-
-        print("\n".join(lines(runs, summaries)))
-    else:
-        print(comparison(summaries), legend(summaries), sep="\n\n")
+    _report(args, scenario, runs, summarise_runs(runs))
     return 0
+
+
+def _report(args: argparse.Namespace, scenario: Scenario, runs: list[Run], summaries: list[Summary]) -> None:
+    from pointsman.twin.plots import draw
+    from pointsman.twin.records import lines
+    from pointsman.twin.tables import comparison, fleet, legend
+
+    text = "\n\n".join((fleet(scenario), comparison(summaries), legend(summaries)))
+    records = "\n".join(lines(runs, summaries))
+    print(records if args.json else text)
+    if args.output:
+        folder = Path(args.output)
+        _write(folder / "report.txt", text)
+        _write(folder / "stages.jsonl", records)
+        charts = draw(runs, summaries, scenario.slo, folder, fleet(scenario))
+        if not args.json:
+            written = ("report.txt", "stages.jsonl", *(chart.name for chart in charts))
+            print(f"\nWritten to {folder}: {', '.join(written)}")
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    """What would be a pity to find out after a long run."""
+    from pointsman.bench.plot import load_pyplot
+
+    if args.output:
+        load_pyplot()
+        try:
+            Path(args.output).mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise SettingsError(f"--output: {args.output}: {exc.strerror}") from exc
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n")
+    except OSError as exc:
+        raise SettingsError(f"--output: {path}: {exc.strerror}") from exc
 
 
 def _policies(args: argparse.Namespace) -> list[Policy]:

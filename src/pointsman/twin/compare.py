@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,9 +12,8 @@ import msgspec
 
 from pointsman.errors import SettingsError
 from pointsman.twin.decision_log import DecisionLog
-from pointsman.twin.parallel import each
 from pointsman.twin.policies import Policy
-from pointsman.twin.report import Figures, figures
+from pointsman.twin.report import Figures, Spread, figures, spread
 from pointsman.twin.run import Simulation
 from pointsman.twin.scenario import Scenario
 from pointsman.twin.seeds import Mean, mean_of
@@ -51,6 +50,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     seed: int
     stages: tuple[Figures, ...]
+    spreads: tuple[Spread, ...]
+    """Of the same stages."""
 
 
 class PartSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,21 +94,13 @@ def simulate(task: Task) -> Run:
         logs = [stack.enter_context(_created(path)) for path in (task.decisions,) if path]
         observers = tuple(DecisionLog(file) for file in logs)
         simulation = Simulation(scenario, task.policy, seed=task.seed, observers=observers)
-        stages = [figures(stage, scenario.slo_of) for stage in simulation.run()[scenario.warm_up_stages :]]
-    return Run(policy=task.policy.name, seed=task.seed, stages=tuple(stages))
-
-
-def compare(
-    scenario: Scenario,
-    policies: Sequence[Policy],
-    seeds: Iterable[int],
-    *,
-    jobs: int = 1,
-    on_done: Callable[[int], None] = lambda _: None,
-) -> list[Run]:
-    """All policies with all seeds, policy by policy."""
-    tasks = [Task(scenario=scenario, policy=p, seed=seed) for p in policies for seed in seeds]
-    return each(simulate, tasks, jobs, on_done)
+        stages = simulation.run()[scenario.warm_up_stages :]
+    return Run(
+        policy=task.policy.name,
+        seed=task.seed,
+        stages=tuple(figures(stage, scenario.slo_of) for stage in stages),
+        spreads=tuple(spread(stage) for stage in stages),
+    )
 
 
 def summarise_runs(runs: Sequence[Run]) -> list[Summary]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
+from pointsman.config import read_text
 from pointsman.errors import SettingsError
 from pointsman.registry import hint
 from pointsman.scheduling.picker_config import LoadedConfig
@@ -13,6 +15,9 @@ from pointsman.scheduling.presets import DEFAULT, PRESETS, load_policy
 
 ALIASES: Mapping[str, str] = {"default": DEFAULT, "k8s-random": "random"}
 """Names that say what a policy stands for here; Kubernetes' own balancing is as good as random."""
+
+
+FILES = (".yaml", ".yml", ".json")
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +34,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def policy(name: str) -> Policy:
-    """The policy of that name; ``SettingsError`` when there is none."""
+    """The preset of that name, or the EndpointPickerConfig in a file; ``SettingsError`` if there is none."""
+    path = Path(name)
+    if path.suffix in FILES:
+        return Policy(name=path.stem, picker_config=read_text(path))
     preset = ALIASES.get(name, name)
     if preset not in PRESETS:
         known = (*ALIASES, *PRESETS)

@@ -5,7 +5,7 @@ knows.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
 import msgspec
@@ -80,6 +80,24 @@ class Figures(Stage, frozen=True, kw_only=True):
     accelerators: Mapping[str, Part]
     parts: Mapping[str, Part]
     """By endpoint."""
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """How the times [s] of the answered requests of a stage are spread: their 0th, 1st ... 100th percentile;
+    empty when there are none.
+    """
+
+    ttft: tuple[float, ...]
+    tpot: tuple[float, ...]
+
+
+def spread(stage: StageRun) -> Spread:
+    """For charts."""
+    answered = [record for record in stage.records if not record.error]
+    return Spread(
+        _quantiles(r.first_s - r.due_s for r in answered),
+        _quantiles(t for r in answered if (t := tpot_s(r)) is not None),
+    )
 
 
 def figures(stage: StageRun, slo_of: Callable[[str], Slo]) -> Figures:
@@ -169,6 +187,12 @@ def _copies(records: Sequence[Served]) -> float | None:
         if record.group >= 0:
             served[record.group].add(record.endpoint)
     return fmean(map(len, served.values())) if served else None
+
+
+def _quantiles(values: Iterable[float]) -> tuple[float, ...]:
+    ascending = sorted(values)
+    last = len(ascending) - 1
+    return tuple(ascending[round(i * last / 100)] for i in range(101)) if ascending else ()
 
 
 def _per_s(count: float, seconds: float) -> float:

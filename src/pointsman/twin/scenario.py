@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -73,6 +73,10 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
                     f"incidents[{i}].endpoint: there is no {incident.endpoint!r}; "
                     f"there are {', '.join(sorted(names))}"
                 )
+        if not specs:
+            raise SettingsError(
+                "engines: empty; give at least one, such as {accelerator: h100-nvl, count: 4}"
+            )
         if not self.stages:
             raise SettingsError("stages: empty; give at least one, such as {rate: 10, duration_s: 60}")
         if self.warm_up_stages >= len(self.stages):
@@ -101,7 +105,8 @@ def load_scenario(path: str | os.PathLike[str] | None = None, overrides: Sequenc
     """The scenario in a YAML file, by default the case study's, then ``a.b=c`` overrides; ``SettingsError``
     naming the key that is wrong.
     """
-    tree = msgspec.to_builtins(Scenario()) | (read_yaml(Path(path)) if path else {})
+    tree: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(Scenario()))
+    tree |= read_yaml(Path(path)) if path else {}
     for text in overrides:
         override(tree, text)
     where = os.fspath(path) if path else "scenario"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from textwrap import fill
 
 from pointsman.bench.table import columns, count, seconds, share
 from pointsman.twin.compare import Summary
+from pointsman.twin.scenario import Scenario
 from pointsman.twin.seeds import Mean
+
+WIDTH = 110
 
 Cell = Callable[[Summary], str]
 
@@ -60,6 +65,15 @@ _FLEET: tuple[tuple[str, Cell], ...] = (
 )
 
 
+def fleet(scenario: Scenario) -> str:
+    """``20 endpoints: 4 h100-nvl, 8 mi325x, 8 gaudi3``."""
+    specs = scenario.specs()
+    counts = Counter(spec.accelerator for spec in specs)
+    kinds = ", ".join(f"{n} {name}" for name, n in counts.items())
+    models = ", ".join(dict.fromkeys(spec.models[0] for spec in specs))
+    return f"{len(specs)} endpoint{'s' if len(specs) > 1 else ''} ({kinds}; {models})"
+
+
 def comparison(summaries: Sequence[Summary]) -> str:
     """For each stage what the clients saw and what the fleet did, a line a policy."""
     blocks = []
@@ -79,12 +93,13 @@ def legend(summaries: Sequence[Summary]) -> str:
     """What the words of the tables mean."""
     seeds = summaries[0].figures["requests"].seeds
     means = f"Figures are means over {seeds} seeds; ± is the 95% confidence interval of that mean. "
-    return (
+    return fill(
         f"{means if seeds > 1 else ''}"
         "Times are virtual. output tok/s: by makespan, the drain included; under load: while requests were "
         "sent. goodput: requests/s within the SLO. prefix hits: by the engines' own count; error: tokens by "
         "which the router's prediction of them was off, a request. copies: endpoints that held a prefix. "
-        "KV: share of the KV cache in use."
+        "KV: share of the KV cache in use.",
+        WIDTH,
     )
 
 
