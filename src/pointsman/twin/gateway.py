@@ -81,6 +81,10 @@ class Gateway:
             if len(deadlines) == 1:
                 self.events.at(deadlines[0][0], self._time_out)
 
+    def under_way(self) -> list[Served]:
+        """The records, as far as they are, of requests that have not ended."""
+        return [exchange.record for _, exchange in self._deadlines if not exchange.over]
+
     def _time_out(self) -> None:
         """Clients give up ``timeout_s`` after they have sent, so the first to send is the first to leave."""
         deadlines = self._deadlines
@@ -99,12 +103,12 @@ class Exchange:
         "_gateway",
         "_on_end",
         "_prepared",
-        "_record",
         "_request",
         "_running",
         "_server",
         "adapter",
         "over",
+        "record",
     )
 
     def __init__(
@@ -122,7 +126,7 @@ class Exchange:
         self._server: ModelServer | None = None
         self._running: EngineRequest | None = None
         self.adapter = call.model
-        self._record = Served(
+        self.record = Served(
             due_s=now_s,
             sent_s=now_s,
             group=call.group,
@@ -150,7 +154,7 @@ class Exchange:
 
     def _dispatch(self, flight: Flight) -> None:
         """To the chosen endpoint, or while it cannot be reached or refuses to the next one."""
-        gateway, record = self._gateway, self._record
+        gateway, record = self._gateway, self.record
         while True:
             decision = flight.decision
             server = gateway.servers[decision.chosen.name]
@@ -178,7 +182,7 @@ class Exchange:
 
     def first_token(self) -> None:
         """A token is out: the first, or the next after a preemption."""
-        record = self._record
+        record = self.record
         if record.first_s:
             return
         assert self._flight is not None
@@ -192,10 +196,10 @@ class Exchange:
         """The last token is out."""
         running = self._running
         assert running is not None
-        if not self._record.first_s:
+        if not self.record.first_s:
             self.first_token()
-        self._record.usage = Usage(running.prompt_tokens, running.output_tokens, running.cached_tokens)
-        self._record.events = running.output_tokens
+        self.record.usage = Usage(running.prompt_tokens, running.output_tokens, running.cached_tokens)
+        self.record.events = running.output_tokens
         self._close(Ending.OK, 200, "")
 
     def broken(self) -> None:
@@ -205,9 +209,9 @@ class Exchange:
         gateway = self._gateway
         self._running = None
         gateway.pool.failed(flight.decision.chosen)
-        if self._record.first_s:
+        if self.record.first_s:
             self._close(Ending.FAILED, 200, "upstream_failed")
-        elif self._record.tries < TRIES and gateway.router.reopen(flight):
+        elif self.record.tries < TRIES and gateway.router.reopen(flight):
             self._dispatch(flight)
         else:
             self._close(Ending.FAILED, 502, "upstream_failed")
@@ -218,7 +222,7 @@ class Exchange:
             return
         running, server = self._running, self._server
         if running is not None and server is not None:
-            self._record.events = server.engine.generated(running)
+            self.record.events = server.engine.generated(running)
             server.cancel(running)
         if self._flight is None:
             self._end("timeout", 0)
@@ -228,7 +232,7 @@ class Exchange:
     # the end
 
     def _close(self, ending: Ending, status: int, reason: str) -> None:
-        gateway, record, flight = self._gateway, self._record, self._flight
+        gateway, record, flight = self._gateway, self.record, self._flight
         assert flight is not None
         now_s = gateway.events.now_s
         gateway.router.close(
@@ -253,7 +257,7 @@ class Exchange:
             self._end("" if ending is Ending.OK else f"status {status}", status)
 
     def _end(self, error: str, status: int) -> None:
-        gateway, record = self._gateway, self._record
+        gateway, record = self._gateway, self.record
         self.over = True
         record.end_s = record.last_s = gateway.events.now_s + (0.0 if error else gateway.cpu.relay_s())
         record.error, record.status = error, status

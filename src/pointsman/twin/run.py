@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -26,6 +26,12 @@ from pointsman.twin.prompts import Prompts
 from pointsman.twin.scenario import Incident, Scenario
 from pointsman.twin.scraping import Scraping
 from pointsman.twin.server import ModelServer
+
+WATCH_S = 5.0
+Hopeless = Callable[[Sequence[Served], Sequence[Served], float], bool]
+"""Asked every ``WATCH_S`` of a stage whether to break it off: the records of the requests that have ended,
+those of requests under way as far as they are, the time.
+"""
 
 
 class ServerFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,21 +109,32 @@ class Simulation:
         """All stages, one after the other has ended; those of the warm-up first."""
         runs = []
         for load in self.scenario.stages:
-            runs.append(self._stage(load))
+            runs.append(self.stage(load))
             on_stage(runs[-1])
         return runs
 
-    def _stage(self, load: Load) -> StageRun:
+    def stage(self, load: Load, hopeless: Hopeless | None = None) -> StageRun:
+        """One stage, until all of it has ended or it is broken off, after which nothing more can be run."""
         start_s = self.events.now_s
         before = {name: _counters(server) for name, server in self.servers.items()}
         self.scraping.begin()
         stage = _Stage(self.gateway, self.events, load, self._calls, self._arrivals)
+        if hopeless is not None:
+            self._watch(stage, hopeless)
         self.events.run_until(lambda: stage.over)
         self.scraping.end()
         figures = tuple(self._figures(server, before[name]) for name, server in self.servers.items())
         return StageRun(
             load=load, start_s=start_s, end_s=self.events.now_s, records=stage.records, servers=figures
         )
+
+    def _watch(self, stage: _Stage, hopeless: Hopeless) -> None:
+        if stage.over:
+            return
+        if hopeless(stage.records, self.gateway.under_way(), self.events.now_s):
+            stage.stop()
+        else:
+            self.events.at(self.events.now_s + WATCH_S, self._watch, stage, hopeless)
 
     def _figures(self, server: ModelServer, before: tuple[int, ...]) -> ServerFigures:
         output, prompt, cached, preempted, refused = (
@@ -175,6 +192,7 @@ class _Stage:
         self._pending = 0
         """Calls that are due or under way."""
         self._sending = True
+        self._stopped = False
         self.records: list[Served] = []
         if load.concurrency:
             self._left = load.requests or -1
@@ -187,7 +205,11 @@ class _Stage:
 
     @property
     def over(self) -> bool:
-        return not (self._pending or self._sending)
+        return self._stopped or not (self._pending or self._sending)
+
+    def stop(self) -> None:
+        """What is under way is of no interest any more."""
+        self._stopped = True
 
     def _due_times(self, rng: random.Random) -> Iterator[tuple[float, Call]]:
         load, start_s = self._load, self._start_s
