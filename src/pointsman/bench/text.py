@@ -22,10 +22,14 @@ _WORDS = (
     "rib rob rod rot rub rug sap saw ski sob spy tag tan tar toe tub tug vet wax web wig wit zoo ace ash "
     "axe bow"
 )
-_TOKENS = [f" {word}" for word in _WORDS.split()]
+_LETTERS = [bytes(ord(word[i]) for word in (_WORDS.split() * 2)[:256]) for i in range(3)]
+"""First, second and third letter of the word that each byte stands for."""
 
 
 def text(rng: random.Random, tokens: int) -> str:
     """``tokens`` tokens of text, four bytes each."""
-    n = len(_TOKENS)
-    return "".join([_TOKENS[byte % n] for byte in rng.randbytes(tokens)])
+    drawn = rng.randbytes(tokens)
+    made = bytearray(b" ") * (4 * tokens)
+    for i, letters in enumerate(_LETTERS, 1):  # column by column: about 5 ns a token
+        made[i::4] = drawn.translate(letters)
+    return made.decode("ascii")
