@@ -35,7 +35,8 @@ def small_pair() -> list[Run]:
                     row, target_rate=row.target_rate / 10, n_requests=row.n_requests // 10, output_len=100
                 )
                 for row in run.rows[:3]
-            )
+            ),
+            run.fleet,
         )
         for run in find_runs(load_study(), "3vendor")
     ]

@@ -23,7 +23,6 @@ def small_run(**changes: object) -> Run:
     """Two H100, 6 requests to warm up and 12 to count."""
     row = find_runs(load_study(), "nv", GRANITE)[1].rows[0]
     fields: dict[str, object] = {
-        "n_nv": 2,
         "num_groups": 3,
         "prompts_per_group": 2,
         "system_prompt_len": 1000,
@@ -34,7 +33,9 @@ def small_run(**changes: object) -> Run:
         "send_duration_s": 2.5,
     }
     warm_up = structs.replace(row, **fields | {"target_rate": 2.0, "n_requests": 6} | changes)
-    return Run((warm_up, structs.replace(warm_up, stage=1, target_rate=4.0, n_requests=12)))
+    return Run(
+        (warm_up, structs.replace(warm_up, stage=1, target_rate=4.0, n_requests=12)), (("h100-nvl", 2),)
+    )
 
 
 def test_prompts_are_as_long_as_the_servers_counted_them_and_question_and_prefix_grew_alike() -> None:

@@ -14,7 +14,7 @@ from pointsman.twin.compare import Run as SimulatedRun
 from pointsman.twin.compare import Task, metric, simulate
 from pointsman.twin.parallel import each
 from pointsman.twin.policies import ALIASES, policy
-from pointsman.twin.replay import FITTED, Constants, as_planned, demand_of, fleet_of, scenario_of
+from pointsman.twin.replay import FITTED, Constants, as_planned, demand_of, fleet_of, odd_servers, scenario_of
 from pointsman.twin.report import Figures
 from pointsman.twin.scenario import Scenario
 from pointsman.twin.seeds import Mean, mean_of
@@ -157,7 +157,8 @@ def summarise(rows: Sequence[CaseRow]) -> list[Summary]:
 
 
 def _case(runs: list[Run]) -> Case:
-    longest = max(runs, key=lambda run: len(run.rows))
+    usual = [run for run in runs if run.run_id not in odd_servers()] or runs
+    longest = max(usual, key=lambda run: len(run.rows))
     stages = {row.target_rate: row for run in (*runs, longest) for row in run.rows[1:]}
     ladder = sorted(stages.values(), key=lambda row: row.target_rate)
     return Case(longest, (longest.rows[0], *ladder), tuple(runs))

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+
+import msgspec
+import yaml
 
 from pointsman.bench.pace import ARRIVALS
 from pointsman.bench.run import Load
@@ -23,10 +28,20 @@ FITTED: Constants = {}
 NO_COST = RouterCost()
 """A router that takes no time."""
 
-MAX_SEQUENCES: Mapping[str, int] = {"1778771586": 64, "1778814623": 64}
-"""Sequences at once by run id where servers were set up otherwise than the constants say. Two Gaudi3 runs:
-their notes lack the ``ms256`` of a third, and 4,625 tok/s at 0.103 s a token are 60 streams a server.
-"""
+
+class Servers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a run's servers differ from the others of their kind."""
+
+    why: str
+    max_num_seqs: int | None = None
+    measured: EngineParameters | None = None
+
+
+@cache
+def odd_servers() -> Mapping[str, Servers]:
+    """By run id: the runs whose servers were set up otherwise, from ``data/servers.yaml``."""
+    text = resources.files("pointsman.twin").joinpath("data/servers.yaml").read_text(encoding="utf-8")
+    return msgspec.convert(yaml.safe_load(text), dict[str, Servers])
 
 
 def prompts_of(row: Row) -> SharedPrefix:
@@ -58,13 +73,14 @@ def demand_of(row: Row) -> Demand:
 
 def fleet_of(run: Run, constants: Constants) -> tuple[FleetItem, ...]:
     """The run's servers."""
+    odd = odd_servers().get(run.run_id, Servers(""))
     return tuple(
         FleetItem(
             accelerator=accelerator,
             model=run.model,
             count=count,
-            measured=constants.get((accelerator, run.model)),
-            max_num_seqs=MAX_SEQUENCES.get(run.run_id),
+            measured=odd.measured or constants.get((accelerator, run.model)),
+            max_num_seqs=odd.max_num_seqs,
         )
         for accelerator, count in run.fleet
     )

@@ -29,9 +29,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     experiment: str
     run_id: str
-    n_nv: int
-    n_amd: int
-    n_gaudi: int
+    n_nv: int = 0
+    n_amd: int = 0
+    n_gaudi: int = 0
     model: str
     router: Literal["llmd", "k8s"]
     scorer: str | None = None
@@ -93,6 +93,8 @@ class Run(msgspec.Struct, frozen=True):
     """The stages of one run in order: one pool, one model, one router, caches kept from stage to stage."""
 
     rows: tuple[Row, ...]
+    fleet: tuple[tuple[str, int], ...]
+    """Accelerators and how many endpoints of each."""
 
     @property
     def experiment(self) -> str:
@@ -111,13 +113,6 @@ class Run(msgspec.Struct, frozen=True):
         return self.rows[0].router
 
     @property
-    def fleet(self) -> tuple[tuple[str, int], ...]:
-        """Accelerators and how many endpoints of each."""
-        row = self.rows[0]
-        counts = ((name, getattr(row, column)) for column, name in ACCELERATORS.items())
-        return tuple((name, count) for name, count in counts if count)
-
-    @property
     def endpoints(self) -> int:
         return sum(count for _, count in self.fleet)
 
@@ -128,7 +123,7 @@ class Run(msgspec.Struct, frozen=True):
     @property
     def pool(self) -> str:
         """``nv``, ``amd``, ``gaudi``, two of them with a plus, or ``3vendor``."""
-        names = [_SHORT[name] for name, _ in self.fleet]
+        names = [_SHORT.get(name, name) for name, _ in self.fleet]
         return "+".join(names) if len(names) < len(ACCELERATORS) else "3vendor"
 
 
@@ -137,7 +132,7 @@ def load_study(path: str | None = None) -> tuple[Run, ...]:
     rows: dict[tuple[str, str], list[Row]] = {}
     for row in _rows(path):
         rows.setdefault((row.experiment, row.run_id), []).append(row)
-    return tuple(Run(tuple(sorted(run, key=lambda row: row.stage))) for run in rows.values())
+    return tuple(Run(tuple(sorted(run, key=lambda r: r.stage)), _fleet(run[0])) for run in rows.values())
 
 
 def find_runs(runs: Sequence[Run], pool: str = "", model: str = "") -> tuple[Run, ...]:
@@ -147,6 +142,11 @@ def find_runs(runs: Sequence[Run], pool: str = "", model: str = "") -> tuple[Run
         pools = ", ".join(dict.fromkeys(f"{run.pool} ({run.model})" for run in runs))
         raise SettingsError(f"--pool, --model: no run of {pool or 'any pool'} {model}; there are {pools}")
     return found
+
+
+def _fleet(row: Row) -> tuple[tuple[str, int], ...]:
+    counts = ((name, int(getattr(row, column))) for column, name in ACCELERATORS.items())
+    return tuple((name, count) for name, count in counts if count)
 
 
 def _rows(path: str | None) -> list[Row]:
