@@ -126,6 +126,9 @@ class Scheduling(_Section):
     """How an endpoint is chosen."""
 
     preset: Annotated[str, _says("a named policy; docs/reference/plugins.md lists them")] = "llm-d-affinity"
+    parameters: Annotated[
+        Mapping[str, Mapping[str, Any]], _says("of the preset's plugins: plugin type, then name and value")
+    ] = {}
     picker_config: Annotated[str, _says("llm-d EndpointPickerConfig file; takes the preset's place")] = ""
     session_headers: Annotated[tuple[str, ...], _says("requests with equal values stay together")] = ()
     session_cookies: Annotated[tuple[str, ...], _says("the same for cookies")] = ()

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from pointsman.config import load
 from pointsman.errors import SettingsError
+from pointsman.proxy.application import policy_of
+from pointsman.registry import build
 from pointsman.router import Flight
 from pointsman.scheduling.presets import DEFAULT, PRESETS, build_scheduler, load_policy
 from pointsman.scheduling.scheduler import Scheduler
@@ -152,3 +155,51 @@ def test_an_unknown_preset_comes_with_the_closest_known_one() -> None:
 def test_a_picker_configuration_has_session_affinity_of_its_own() -> None:
     with pytest.raises(SettingsError, match="session_headers"):
         load_policy(picker_config="", session_headers=["x-user"])
+
+
+def test_any_parameter_and_weight_of_a_preset_can_be_changed() -> None:
+    changes = {"prefix-cache-scorer": {"weight": 5, "matchLengthWeight": 0.5}, "max-score-picker": {}}
+    (profile,) = load_policy("llm-d-blend", parameters=changes).profiles
+    assert profile.weights == {
+        "queue-scorer": 2.0,
+        "kv-cache-utilization-scorer": 2.0,
+        "prefix-cache-scorer": 5.0,
+    }
+    assert profile.scorers[2][2] == build("prefix-cache-scorer", {"matchLengthWeight": 0.5}, "test")
+    assert load_policy("llm-d-blend").profiles[0].weights["prefix-cache-scorer"] == 3.0
+
+
+def test_parameters_of_a_preset_are_settings() -> None:
+    changes = ["scheduling.preset=llm-d-blend", "scheduling.parameters.queue-scorer.weight=7"]
+    assert policy_of(load(None, changes)).profiles[0].weights["queue-scorer"] == 7.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"queue-scorers": {}},
+            r"it has no queue-scorers; did you mean queue-scorer\? \(it has queue-scorer, ",
+        ),
+        ({"token-load-scorer": {}}, "it has no token-load-scorer"),
+        (
+            {"prefix-cache-scorer": {"matchLenghtWeight": 1}},
+            r"no parameter matchLenghtWeight; did you mean matchLengthWeight\? \(it has weight, ",
+        ),
+        ({"queue-scorer": {"limit": 1}}, r"no parameter limit \(it has weight\)"),
+        ({"max-score-picker": {"weight": 1}}, r"no parameter weight \(it has maxNumOfEndpoints\)"),
+        ({"queue-scorer": {"weight": "1"}}, r"queue-scorer\.weight: '1' is not a number"),
+        (
+            {"prefix-cache-scorer": {"matchLengthWeight": 2}},
+            r"prefix-cache-scorer: .* at `\$\.matchLengthWeight`",
+        ),
+    ],
+)
+def test_a_parameter_that_cannot_be_set_is_named(changes: Any, said: str) -> None:
+    with pytest.raises(SettingsError, match=rf"llm-d-blend: .*{said}"):
+        load_policy("llm-d-blend", parameters=changes)
+
+
+def test_parameters_of_a_picker_configuration_are_written_there() -> None:
+    with pytest.raises(SettingsError, match=r"scheduling\.parameters"):
+        load_policy(picker_config="", parameters={"queue-scorer": {"weight": 1}})

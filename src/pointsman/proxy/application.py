@@ -41,6 +41,7 @@ def policy_of(settings: Settings) -> LoadedConfig:
     return load_policy(
         scheduling.preset,
         picker_config=read_text(Path(where)) if where else None,
+        parameters=scheduling.parameters,
         session_headers=scheduling.session_headers,
         session_cookies=scheduling.session_cookies,
     )

@@ -2,69 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
 from pointsman.errors import SettingsError
-from pointsman.registry import hint
+from pointsman.registry import Plugin, hint, plugins
 from pointsman.scheduling.cycle import Services
+from pointsman.scheduling.interfaces import Scorer
 from pointsman.scheduling.picker_config import API_VERSION, KIND, LoadedConfig, load_picker_config, load_tree
 from pointsman.scheduling.scheduler import Scheduler
 from pointsman.scheduling.sessions import Source
 
 DEFAULT = "llm-d-affinity"
 
-PRESETS: Mapping[str, Mapping[str, float | None]] = {
-    "llm-d-affinity": {
-        "prefix-cache-affinity-filter": None,
-        "token-load-scorer": 1.0,
-        "max-score-picker": None,
-    },
+Parameters = Mapping[str, Mapping[str, object]]
+"""Plugin type to parameters by name; a scorer's ``weight`` is one of them."""
+
+PRESETS: Mapping[str, Parameters] = {
+    "llm-d-affinity": {"prefix-cache-affinity-filter": {}, "token-load-scorer": {}, "max-score-picker": {}},
     "llm-d-blend": {
-        "queue-scorer": 2.0,
-        "kv-cache-utilization-scorer": 2.0,
-        "prefix-cache-scorer": 3.0,
-        "max-score-picker": None,
+        "queue-scorer": {"weight": 2},
+        "kv-cache-utilization-scorer": {"weight": 2},
+        "prefix-cache-scorer": {"weight": 3},
+        "max-score-picker": {},
     },
-    "round-robin": {"round-robin-picker": None},
-    "random": {"weight-scorer": 1.0, "weighted-random-picker": None},
-    "least-request": {"least-request-scorer": 1.0, "max-score-picker": None},
-    "power-of-two": {"power-of-two-picker": None},
-    "consistent-hash": {"consistent-hash-picker": None},
+    "round-robin": {"round-robin-picker": {}},
+    "random": {"weight-scorer": {}, "weighted-random-picker": {}},
+    "least-request": {"least-request-scorer": {}, "max-score-picker": {}},
+    "power-of-two": {"power-of-two-picker": {}},
+    "consistent-hash": {"consistent-hash-picker": {}},
 }
-"""Preset to its plugins in order, scorers with their weight."""
+"""Preset to its plugins, in order, with the parameters that are not left at their defaults."""
 
 SESSIONS = "session-affinity-filter"
-DETECTOR = {"type": "utilization-detector", "parameters": {"stalenessPolicy": "ignore"}}
+DETECTOR: Parameters = {"utilization-detector": {"stalenessPolicy": "ignore"}}
 """Unlike in llm-d, stale or missing metrics never reject a request."""
+WEIGHT = "weight"
 
 
 def load_preset(
-    name: str, *, session_headers: Sequence[str] = (), session_cookies: Sequence[str] = ()
+    name: str,
+    *,
+    parameters: Parameters | None = None,
+    session_headers: Sequence[str] = (),
+    session_cookies: Sequence[str] = (),
 ) -> LoadedConfig:
-    """The preset ``name``; requests with equal values of a session header or cookie stay together."""
+    """The preset ``name`` with some of its plugins' ``parameters`` changed; requests with equal values of a
+    session header or cookie stay together.
+    """
     if name not in PRESETS:
         raise SettingsError(f"unknown preset {name!r}{hint(name, PRESETS)} (known: {', '.join(PRESETS)})")
-    specs: dict[str, dict[str, Any]] = {type_: {"type": type_} for type_ in PRESETS[name]}
-    uses: list[dict[str, Any]] = [{"pluginRef": t, "weight": w} for t, w in PRESETS[name].items()]
+    changes = parameters or {}
+    given = {type_: dict(given) for type_, given in {**PRESETS[name], **DETECTOR}.items()}
+    _check(changes, given, f"preset {name}: parameters")
+    for type_, changed in changes.items():
+        given[type_].update(changed)
+    uses = [{"pluginRef": type_, WEIGHT: given[type_].pop(WEIGHT, None)} for type_ in PRESETS[name]]
     sources = session_sources(session_headers, session_cookies)
     if sources:
-        if "consistent-hash-picker" in specs:
-            specs["consistent-hash-picker"]["parameters"] = {"sources": sources}
-        parameters = {"strategy": "session_id", "sessionIdConfig": {"sources": sources}}
-        specs[SESSIONS] = {"type": SESSIONS, "parameters": parameters}
+        if "consistent-hash-picker" in given:
+            given["consistent-hash-picker"]["sources"] = sources
+        given[SESSIONS] = {"strategy": "session_id", "sessionIdConfig": {"sources": sources}}
         uses.insert(0, {"pluginRef": SESSIONS})
     return load_tree(
         {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            "plugins": [*specs.values(), DETECTOR],
+            "plugins": [{"type": type_, "parameters": of_it} for type_, of_it in given.items()],
             "schedulingProfiles": [{"name": "default", "plugins": uses}],
         },
         name,
     )
+
+
+def _check(changes: Parameters, has: Collection[str], where: str) -> None:
+    """Whether the preset ``has`` these plugins and they have these parameters; values are checked when the
+    plugins are built."""
+    for type_, changed in changes.items():
+        if type_ not in has:
+            raise SettingsError(f"{where}: it has no {type_}{hint(type_, has)} (it has {', '.join(has)})")
+        known = parameter_names(plugins()[type_])
+        for key, value in changed.items():
+            if key not in known:
+                there_are = f"it has {', '.join(known)}" if known else "it has none"
+                raise SettingsError(
+                    f"{where}: {type_} has no parameter {key}{hint(key, known)} ({there_are})"
+                )
+            if key == WEIGHT and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise SettingsError(f"{where}: {type_}.{WEIGHT}: {value!r} is not a number")
+
+
+def parameter_names(cls: type[Plugin]) -> list[str]:
+    """What can be set of a plugin, as it is written; of a scorer its weight, too."""
+    names = [field.encode_name for field in msgspec.structs.fields(cls) if field.name not in cls.outdated]
+    return [WEIGHT, *names] if issubclass(cls, Scorer) else names
 
 
 def session_sources(headers: Sequence[str], cookies: Sequence[str]) -> list[dict[str, str]]:
@@ -78,12 +110,22 @@ def load_policy(
     preset: str = DEFAULT,
     *,
     picker_config: str | None = None,
+    parameters: Parameters | None = None,
     session_headers: Sequence[str] = (),
     session_cookies: Sequence[str] = (),
 ) -> LoadedConfig:
     """A preset, or the EndpointPickerConfig text that takes its place."""
     if picker_config is None:
-        return load_preset(preset, session_headers=session_headers, session_cookies=session_cookies)
+        return load_preset(
+            preset,
+            parameters=parameters,
+            session_headers=session_headers,
+            session_cookies=session_cookies,
+        )
+    if parameters:
+        raise SettingsError(
+            "scheduling.parameters: they change a preset; write them into the picker configuration instead"
+        )
     if session_headers or session_cookies:
         raise SettingsError(
             "scheduling.session_headers, session_cookies: with a picker configuration, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -33,6 +33,11 @@ read.
 | type | kind | parameters | what it does |
 |---|---|---|---|"""
 
+PRESETS_INTRODUCTION = """\
+In parentheses the parameters that are not left at their defaults. Any of them, and a scorer's weight, which
+is 1 by default, can be changed with the setting `scheduling.parameters`:
+`--set scheduling.parameters.prefix-cache-scorer.weight=5`."""
+
 
 def kinds(cls: type[Plugin]) -> list[str]:
     """What a plugin class can be, in words."""
@@ -60,6 +65,12 @@ def summary(cls: type[Plugin]) -> str:
     return re.sub(r"\s+", " ", inspect.getdoc(cls) or "").replace("``", "`").replace("|", "\\|")
 
 
+def _use(type_: str, given: Mapping[str, object]) -> str:
+    """A preset's use of a plugin."""
+    said = ", ".join(f"{key} {_plain(value)}" for key, value in given.items())
+    return f"`{type_}`" + (f" ({said})" if said else "")
+
+
 def page() -> str:
     """The whole reference page."""
     known = plugins()
@@ -70,11 +81,9 @@ def page() -> str:
         title = f"`{name}`" + "".join(f"<br>(old name `{alias}`)" for alias in aliases)
         kind = ", ".join(kinds(cls)) or "configuration"
         lines.append(f"| {title} | {kind} | {' '.join(parameters(cls))} | {summary(cls)} |")
-    lines += ["", "## Presets", "", "| preset | plugins (weight) |", "|---|---|"]
+    lines += ["", "## Presets", "", PRESETS_INTRODUCTION, "", "| preset | plugins |", "|---|---|"]
     for name, used in PRESETS.items():
-        parts = [
-            f"`{type_}`" + (f" ({weight:g})" if weight is not None else "") for type_, weight in used.items()
-        ]
+        parts = [_use(type_, given) for type_, given in used.items()]
         lines.append(f"| `{name}`{' (default)' if name == DEFAULT else ''} | {', '.join(parts)} |")
     lines += [
         "",
