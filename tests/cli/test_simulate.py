@@ -20,7 +20,13 @@ SMALL = """
 engines:
   - {accelerator: h100-nvl, count: 2}
   - {accelerator: gaudi3}
-workload: {groups: 6, prompts_per_group: 2, system_prompt_len: 512, question_len: 64, output_len: 40}
+workload:
+  kind: shared-prefix
+  groups: 6
+  prompts_per_group: 2
+  system_prompt_len: 512
+  question_len: 64
+  output_len: 40
 stages:
   - {rate: 5, duration_s: 4}
   - {rate: 20, duration_s: 5}
@@ -99,9 +105,9 @@ def test_a_folder_gets_report_figures_and_charts(simulate: Simulate, small: str,
     _, out, _ = simulate(small, "--policy", "random", "--seeds", "1", "--output", str(folder))
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert set(files) == {
-        "report.txt", "stages.jsonl", "policies.svg", "policies.png", "ladder.svg", "ladder.png",
+        "stages.txt", "stages.jsonl", "policies.svg", "policies.png", "ladder.svg", "ladder.png",
     }  # fmt: skip
-    assert out.startswith(files["report.txt"].decode())
+    assert out.startswith(files["stages.txt"].decode())
     assert all(name in out for name in files)
     assert len(objects(files["stages.jsonl"].decode())) == 3
     assert files["policies.png"].startswith(b"\x89PNG")
@@ -129,9 +135,9 @@ def test_a_picker_configuration_is_a_policy(simulate: Simulate, small: str, tmp_
 
 
 DECISION_KEYS = {
-    "request_id", "model", "at_s", "profile", "candidates", "kept", "scores", "weights", "chosen", "fallbacks",
-    "tried_before", "prompt_tokens", "matched_tokens", "outcome",
-}  # fmt: skip
+    *("request_id", "model", "at_s", "profile", "candidates", "kept", "scores", "weights", "chosen"),
+    *("fallbacks", "tried_before", "prompt_tokens", "matched_tokens", "outcome"),
+}
 
 
 def test_decisions_are_equal_in_every_process_and_in_the_order_of_the_requests(
@@ -158,6 +164,25 @@ def test_decisions_are_equal_in_every_process_and_in_the_order_of_the_requests(
         assert set(decision["scores"]) == set(decision["candidates"])
 
 
+def test_capacity_is_told_for_each_policy_and_seed(simulate: Simulate, small: str, tmp_path: Path) -> None:
+    options = ("--capacity", "--minutes", "0.5", "--set", "slo={ttft_s: 0.3, tpot_s: 0.02}")
+    policies = ("--policy", "random", "--policy", "round-robin")
+    code, out, err = simulate(small, *options, *policies, "--seeds", "2", "--output", str(tmp_path / "out"))
+    assert (code, err) == (0, "")
+    assert "held for 0.5 virtual minutes with TTFT p99 ≤ 300 ms, TPOT p99 ≤ 20 ms" in out
+    assert re.findall(r"^(random|round-robin) ", out, re.M) == ["random", "round-robin"]
+    *found, last = objects((tmp_path / "out" / "capacity.jsonl").read_text())
+    assert [(f["policy"], f["seed"]) for f in found] == [
+        (policy, seed) for policy in ("random", "round-robin") for seed in (0, 1)
+    ]
+    for each in found:
+        assert each["rate"] < each["failed_rate"] <= each["rate"] * 1.03
+        assert each["at_rate"]["ttft"]["p99"] <= 0.3
+        assert each["at_rate"]["tpot"]["p99"] <= 0.02
+    assert last["summary"]["random"]["mean"] == pytest.approx(sum(f["rate"] for f in found[:2]) / 2)
+    assert (tmp_path / "out" / "capacity.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -167,6 +192,8 @@ def test_decisions_are_equal_in_every_process_and_in_the_order_of_the_requests(
         (("--seeds", "0"), "--seeds: must be at least 1"),
         (("--jobs", "0"), "--jobs: must be at least 1"),
         (("--decisions", "x.jsonl"), "--decisions: of one run; give one --policy and --seeds 1"),
+        (("--minutes", "0", "--capacity"), "--minutes: must be above 0"),
+        (("--decisions", "x", "--capacity", "--seeds", "1", "--policy", "random"), "--decisions: of one run"),
         (("--output", "/proc/nowhere"), "--output: /proc/nowhere"),
         (("--set", "stages"), "--set stages: write it as section.key=value"),
         (("--set", "timeout=3"), "scenario: timeout: no such setting; docs/simulate.md lists them"),
@@ -177,7 +204,7 @@ def test_decisions_are_equal_in_every_process_and_in_the_order_of_the_requests(
         (("--set", "stages=[]"), "stages: empty"),
         (("--set", "engines.0.accelerator=h200"), "accelerator: 'h200' is not known"),
         (("--set", "engines=[]"), "engines: empty"),
-        (("--set", "workload.groups=0"), "groups: must be at least 1"),
+        (("--set", "workload.groups=0"), "scenario: workload.groups: Expected `int` >= 1"),
         (("--set", "incidents=[{at_s: 1, kind: leave, endpoint: x}]"), "incidents[0].endpoint: there is no"),
         (("no-such.yaml",), "no-such.yaml: cannot be read"),
     ],

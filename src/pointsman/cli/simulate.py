@@ -5,21 +5,25 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pointsman.errors import SettingsError
 
 if TYPE_CHECKING:
-    from pointsman.twin.compare import Run, Summary
     from pointsman.twin.policies import Policy
     from pointsman.twin.scenario import Scenario
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 NAME = "simulate"
 HELP = "what a policy does to a fleet you describe, in virtual time"
 POLICIES = ("default", "round-robin", "k8s-random")
 """Compared when none is named."""
 SEEDS = 3
+MAX_MINUTES = 1440.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="the first of the seeds; default: %(default)s")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the scenario")
     add("--jobs", type=int, metavar="N", help="processes; default: the number of cores. Changes no figure")
+    size = parser.add_argument_group("capacity")
+    add = size.add_argument
+    add("--capacity", action="store_true", help="find the highest rate that keeps the SLO, by bisection")
+    add("--minutes", type=float, default=20.0, metavar="N", help="it must hold for; default: %(default)g")
     out = parser.add_argument_group("report")
     add = out.add_argument
     add("--json", action="store_true", help="a JSON object for each policy, seed and stage, then a summary")
@@ -49,44 +57,95 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pointsman.twin.compare import Task, simulate, summarise_runs
-    from pointsman.twin.parallel import each
     from pointsman.twin.scenario import load_scenario
 
     scenario = load_scenario(args.scenario, args.set)
     policies = _policies(args)
     if args.seeds < 1:
         raise SettingsError("--seeds: must be at least 1")
-    if args.decisions and len(policies) * args.seeds > 1:
+    seeds = range(args.seed, args.seed + args.seeds)
+    if args.decisions and (len(policies) * len(seeds) > 1 or args.capacity):
         raise SettingsError("--decisions: of one run; give one --policy and --seeds 1")
     _prepare(args)
-    tasks = [
-        Task(scenario=scenario, policy=policy, seed=seed, decisions=args.decisions or "")
-        for policy in policies
-        for seed in range(args.seed, args.seed + args.seeds)
-    ]
-    shown = _Shown(len(tasks))
-    runs = each(simulate, tasks, _jobs(args), shown)
-    shown.end()
-    _report(args, scenario, runs, summarise_runs(runs))
+    mode = _capacity if args.capacity else _compare
+    mode(args, scenario, policies, seeds)
     return 0
 
 
-def _report(args: argparse.Namespace, scenario: Scenario, runs: list[Run], summaries: list[Summary]) -> None:
+def _compare(
+    args: argparse.Namespace, scenario: Scenario, policies: Sequence[Policy], seeds: Sequence[int]
+) -> None:
+    from pointsman.twin.compare import Task, simulate, summarise_runs
     from pointsman.twin.plots import draw
     from pointsman.twin.records import lines
     from pointsman.twin.tables import comparison, fleet, legend
 
-    text = "\n\n".join((fleet(scenario), comparison(summaries), legend(summaries)))
-    records = "\n".join(lines(runs, summaries))
+    tasks = [
+        Task(scenario=scenario, policy=policy, seed=seed, decisions=args.decisions or "")
+        for policy in policies
+        for seed in seeds
+    ]
+    runs = _each(args, simulate, tasks)
+    summaries = summarise_runs(runs)
+    _report(
+        args,
+        "stages",
+        "\n\n".join((fleet(scenario), comparison(summaries), legend(summaries))),
+        lines(runs, summaries),
+        lambda folder: draw(runs, summaries, scenario.slo, folder, fleet(scenario)),
+    )
+
+
+def _capacity(
+    args: argparse.Namespace, scenario: Scenario, policies: Sequence[Policy], seeds: Sequence[int]
+) -> None:
+    from pointsman.twin.capacity import Search, capacity
+    from pointsman.twin.plots import draw_capacities
+    from pointsman.twin.records import capacity_lines
+    from pointsman.twin.tables import capacities, fleet, slo_text
+
+    if not 0 < args.minutes <= MAX_MINUTES:
+        raise SettingsError(f"--minutes: must be above 0 and at most {MAX_MINUTES:g}")
+    searches = [
+        Search(scenario=scenario, policy=policy, seeds=tuple(seeds), duration_s=args.minutes * 60)
+        for policy in policies
+    ]
+    held = [each for found in _each(args, capacity, searches) for each in found]
+    title = f"Highest Poisson rate held for {args.minutes:g} virtual minutes with {slo_text(scenario)}"
+    _report(
+        args,
+        "capacity",
+        f"{fleet(scenario)}\n\n{title}\n\n{capacities(held)}",
+        capacity_lines(held),
+        lambda folder: draw_capacities(held, folder, f"{fleet(scenario)}\n{title}"),
+    )
+
+
+def _each(args: argparse.Namespace, call: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
+    from pointsman.twin.parallel import each
+
+    shown = _Shown(len(tasks))
+    try:
+        return each(call, tasks, _jobs(args), shown)
+    finally:
+        shown.end()
+
+
+def _report(
+    args: argparse.Namespace,
+    name: str,
+    text: str,
+    lines: Iterable[str],
+    draw: Callable[[Path], Sequence[Path]],
+) -> None:
+    records = "\n".join(lines)
     print(records if args.json else text)
     if args.output:
         folder = Path(args.output)
-        _write(folder / "report.txt", text)
-        _write(folder / "stages.jsonl", records)
-        charts = draw(runs, summaries, scenario.slo, folder, fleet(scenario))
+        _write(folder / f"{name}.txt", text)
+        _write(folder / f"{name}.jsonl", records)
+        written = [f"{name}.txt", f"{name}.jsonl", *(chart.name for chart in draw(folder))]
         if not args.json:
-            written = ("report.txt", "stages.jsonl", *(chart.name for chart in charts))
             print(f"\nWritten to {folder}: {', '.join(written)}")
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pointsman.bench.plot import load_pyplot, save
 from pointsman.bench.report import Slo
 from pointsman.bench.table import count, seconds
+from pointsman.twin.capacity import Held
 from pointsman.twin.compare import Run, Summary
 from pointsman.twin.seeds import Mean
 
@@ -29,10 +31,40 @@ def draw(runs: Sequence[Run], summaries: Sequence[Summary], slo: Slo, folder: Pa
         figures["ladder"] = _ladder(summaries, slo, title)
     written = []
     for name, figure in figures.items():
-        paths = [folder / f"{name}.{suffix}" for suffix in ("svg", "png")]
-        save(figure, *map(str, paths))
-        written += paths
+        written += _saved(figure, folder, name)
     return written
+
+
+def draw_capacities(held: Sequence[Held], folder: Path, title: str) -> list[Path]:
+    """The rate that each policy holds; the files written."""
+    pyplot = load_pyplot()
+    names = list(dict.fromkeys(each.policy for each in held))
+    figure, axis = pyplot.subplots(figsize=(8, 1.6 + len(names) * _ROW_IN), layout="constrained")
+    most = max(each.failed_rate for each in held)
+    for place, name in enumerate(names):
+        seeds = [each for each in held if each.policy == name]
+        mean = fmean(each.rate for each in seeds)
+        axis.barh(place, mean, 0.7, color=pyplot.get_cmap("tab10").colors[place % 10])
+        for i, each in enumerate(seeds):
+            at = place + 0.5 * ((i + 0.5) / len(seeds) - 0.5)
+            axis.plot([each.rate, each.failed_rate], [at, at], color="black", linewidth=2)
+        end = max(each.failed_rate for each in seeds)
+        axis.annotate(
+            count(mean), (end, place), (6, 0), textcoords="offset points", va="center", fontsize="small"
+        )
+    axis.set_xlim(0, most * 1.15)
+    axis.set_xlabel("requests/s; black: each seed, from the rate held to the lowest that was not")
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title(title, fontsize="medium")
+    return _saved(figure, folder, "capacity")
+
+
+def _saved(figure: Any, folder: Path, name: str) -> list[Path]:
+    paths = [folder / f"{name}.{suffix}" for suffix in ("svg", "png")]
+    save(figure, *map(str, paths))
+    return paths
 
 
 def _policies(runs: Sequence[Run], summaries: Sequence[Summary], slo: Slo, title: str) -> Any:

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from pointsman.bench.report import Slo
 from pointsman.bench.run import Load
-from pointsman.bench.workload import SharedPrefix
+from pointsman.bench.workloads import AnyWorkload, SharedPrefix
 from pointsman.config import convert, override, read_yaml
 from pointsman.errors import SettingsError
 from pointsman.sim.spec import EngineSpec, FleetItem, expand
@@ -47,7 +47,7 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     """A scenario file. Seconds are virtual; ``at_s`` counts from the start of the first stage."""
 
     engines: tuple[FleetItem, ...] = THREE_VENDORS
-    workload: SharedPrefix = CASE_STUDY
+    workload: AnyWorkload = CASE_STUDY
     stages: tuple[Load, ...] = (Load(rate=30, duration_s=50), Load(rate=85, duration_s=30))
     warm_up_stages: Annotated[int, Meta(ge=0)] = 1
     """Of the stages, the first so many are sent but not reported."""

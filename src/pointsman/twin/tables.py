@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from textwrap import fill
 
+from pointsman.bench.report import Slo
 from pointsman.bench.table import columns, count, seconds, share
+from pointsman.twin.capacity import Held
 from pointsman.twin.compare import Summary
 from pointsman.twin.scenario import Scenario
-from pointsman.twin.seeds import Mean
+from pointsman.twin.seeds import Mean, mean_of
 
 WIDTH = 110
 
@@ -87,6 +90,45 @@ def comparison(summaries: Sequence[Summary]) -> str:
         )
         blocks += _errors(policies)
     return "\n\n".join(blocks)
+
+
+def capacities(held: Sequence[Held]) -> str:
+    """What each policy holds, a line a policy."""
+    rows = [
+        ["policy", "req/s held", "each seed: held-not held", "missed", "output tok/s", "TTFT p99", "TPOT p99"]
+    ]
+    for policy in dict.fromkeys(each.policy for each in held):
+        seeds = [each for each in held if each.policy == policy]
+        figures = [each.at_rate for each in seeds]
+        missed = Counter(each.limit.upper() for each in seeds)
+        rows.append(
+            [
+                policy,
+                with_interval(mean_of([each.rate for each in seeds]), count),
+                ", ".join(f"{each.rate:.3g}-{each.failed_rate:.3g}" for each in seeds),
+                ", ".join(missed),
+                count(fmean(f.output_tok_s for f in figures)),
+                seconds(fmean(f.ttft.p99 for f in figures if f.ttft)),
+                seconds(fmean(f.tpot.p99 for f in figures if f.tpot)),
+            ]
+        )
+    return columns(rows)
+
+
+def slo_text(scenario: Scenario) -> str:
+    """``TTFT p99 ≤ 2 s, TPOT p99 ≤ 100 ms``, of each class that has its own."""
+    texts = [_limits(scenario.slo)]
+    texts += [f"{name}: {_limits(slo)}" for name, slo in scenario.classes.items()]
+    return "; ".join(texts)
+
+
+def _limits(slo: Slo) -> str:
+    limits = [
+        f"{name} p99 ≤ {seconds(limit_s)}"
+        for name, limit_s in (("TTFT", slo.ttft_s), ("TPOT", slo.tpot_s))
+        if limit_s is not None
+    ]
+    return ", ".join(limits) or "no limits"
 
 
 def legend(summaries: Sequence[Summary]) -> str:
