@@ -1,9 +1,10 @@
 """What the demonstration says of its runs."""
 
 from pointsman.bench.client import Record
-from pointsman.bench.demo import Lag, Measured, Scenario
+from pointsman.bench.demo import Measured, Scenario
 from pointsman.bench.demo_report import chart, table, terminal_chart
 from pointsman.bench.report import summarise
+from pointsman.bench.site import Lag
 from pointsman.bench.stream import Gaps
 
 

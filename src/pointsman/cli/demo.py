@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from pointsman.errors import SettingsError
 
 if TYPE_CHECKING:
-    from pointsman.bench.demo import Measured, Policy, Scenario, Site
+    from pointsman.bench.demo import Measured, Policy, Scenario
     from pointsman.bench.run import Progress
+    from pointsman.bench.site import Site
 
 NAME = "demo"
 HELP = "a simulated fleet under three routers, in two minutes"
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _demo(scenario: Scenario, output: Path, *, keep: bool) -> int:
-    from pointsman.bench.demo import POLICIES, measure, site
+    from pointsman.bench.demo import POLICIES, measure, site_of
 
     began_s = time.perf_counter()
     print(_introduction(scenario), flush=True)
@@ -77,7 +78,7 @@ async def _demo(scenario: Scenario, output: Path, *, keep: bool) -> int:
     clocks = time.perf_counter, time.process_time
     with tempfile.TemporaryDirectory(prefix="pointsman-demo-") as folder:
         for policy in POLICIES:
-            async with site(scenario, policy, Path(folder)) as at:
+            async with site_of(scenario, policy, Path(folder)) as at:
                 shown = _Shown(policy)
                 runs.append(await measure(scenario, policy, at, clocks, shown))
                 shown.end(runs[-1])
@@ -152,5 +153,5 @@ def _report(runs: list[Measured], output: Path, took_s: float) -> bool:
 
 async def _stay(at: Site) -> None:
     print(f"\nStill running until Ctrl-C: Pointsman at {at.url}/v1, its admin port at {at.admin_url}")
-    print(f"engines: {' '.join(f'http://{address}' for address in at.engines)}", flush=True)
+    print(f"engines: {' '.join(at.engines.values())}", flush=True)
     await asyncio.Event().wait()
