@@ -124,6 +124,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "max-score-picker": [{}, {"maxNumOfEndpoints": 3}],
     "random-picker": [{}, {"maxNumOfEndpoints": 3}],
     "weighted-random-picker": [{}, {"maxNumOfEndpoints": 3}],
+    "consistent-hash-picker": [{}, {"loadFactor": 1}],
     "file-discovery": [{"path": "/endpoints.yaml"}],
     "session-id-producer": [{"headerName": "x-session-id"}],
 }

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 import pytest
 
+from pointsman.errors import SettingsError
 from pointsman.registry import build
 from pointsman.testing import cycle, fleet, services
 from pointsman.types import Endpoint
@@ -125,3 +127,29 @@ def test_consistent_hash_without_a_key_takes_the_least_loaded() -> None:
     pool = fleet(requests=[3, 1, 1, 8], weight=[1.0, 1.0, 1.0, 9.0])
     assert shares(picker("consistent-hash-picker"), pool, []) == about(0, 0, 0, 1)
     assert shares(picker("consistent-hash-picker"), pool[:3], []) == about(0, 0.5, 0.5)
+
+
+def test_bounded_hash_fills_no_endpoint_above_its_share() -> None:
+    plugin, pool = picker("consistent-hash-picker", loadFactor=1.05), fleet(weight=[1.0, 1.0, 2.0])
+    for sent in range(1, 401):
+        chosen = plugin.pick(cycle(pool, "one hot prompt" * 100), [])[0]
+        chosen.load.requests += 1
+        assert chosen.load.requests <= ceil(1.05 * sent * chosen.weight / 4)
+    full = [n for n in (e.load.requests for e in pool) if n in (105, 210)]
+    assert len(full) == 2, "the first two endpoints of the key are full, the third has the rest"
+
+
+def test_bounded_hash_stays_at_home_while_there_is_room() -> None:
+    plain, bounded = picker("consistent-hash-picker"), picker("consistent-hash-picker", loadFactor=1.25)
+    pool, prompts = fleet(requests=[10] * 5), keys(50)
+    assert homes(bounded, pool, prompts) == homes(plain, pool, prompts)
+    pool[2].load.requests = 16
+    at_home, moved = homes(plain, pool, prompts), homes(bounded, pool, prompts)
+    changed = {before for before, after in zip(at_home, moved, strict=True) if before != after}
+    assert changed == {"e2"}
+    assert "e2" not in moved
+
+
+def test_bounded_hash_needs_room_for_every_request() -> None:
+    with pytest.raises(SettingsError, match="loadFactor: 0, or at least 1"):
+        picker("consistent-hash-picker", loadFactor=0.9)

@@ -32,6 +32,7 @@ PRESETS: Mapping[str, Parameters] = {
     "least-request": {"least-request-scorer": {}, "max-score-picker": {}},
     "power-of-two": {"power-of-two-picker": {}},
     "consistent-hash": {"consistent-hash-picker": {}},
+    "bounded-hash": {"consistent-hash-picker": {"loadFactor": 1.05}},
 }
 """Preset to its plugins, in order, with the parameters that are not left at their defaults."""
 
