@@ -29,7 +29,7 @@ class Flight:
     negative.
     """
 
-    __slots__ = ("_load", "_tokens", "decision", "guess", "request", "tried")
+    __slots__ = ("_ahead_tokens", "_load", "_tokens", "decision", "guess", "request", "tried")
 
     def __init__(self, request: InferenceRequest, decision: Decision) -> None:
         self.request = request
@@ -49,13 +49,21 @@ class Flight:
         self._tokens = tokens = decision.prompt_tokens - decision.matched_tokens
         load.requests += 1
         load.tokens += tokens
+        self._ahead_tokens = load.tokens
+        load.context_tokens += decision.prompt_tokens
+        load.since_sum_s += decision.at_s
+        load.changed = True
 
-    def first_output(self) -> None:
+    def first_output(self, now: float) -> None:
         """The prefill is over: its tokens no longer weigh on the endpoint."""
         load = self._load
         if load is not None:
             load.tokens -= self._tokens
             self._tokens = 0
+            load.first_outputs += 1
+            load.first_wait_s += now - self.decision.at_s
+            load.ahead_tokens += self._ahead_tokens
+            load.changed = True
 
     def release(self) -> None:
         """The endpoint is rid of this request. Later calls do nothing."""
@@ -64,6 +72,9 @@ class Flight:
             self._load = None
             load.requests -= 1
             load.tokens -= self._tokens
+            load.context_tokens -= self.decision.prompt_tokens
+            load.since_sum_s = load.since_sum_s - self.decision.at_s if load.requests else 0.0
+            load.changed = True
 
 
 class Router:

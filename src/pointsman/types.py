@@ -81,22 +81,50 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     found.
     """
     prefix_hits: float = 0.0
+    generation_tokens: float = 0.0
+    """Output tokens since the engine started; 0.0 where it does not say."""
+    preemptions: float = 0.0
     attributes: Mapping[str, float] = {}
     """Custom metrics by attribute key (core-metrics-extractor's ``customMetrics``)."""
 
 
 class Load:
-    """What we have in flight at one endpoint right now: exact, known at once, owned by the pool.
+    """What we have in flight at one endpoint right now: exact, known at once, owned by the pool; and counts
+    of what came out of it so far.
 
-    Only ``router.Flight`` writes it, so that it can neither leak nor go negative.
+    Only ``router.Flight`` and the exchange that owns it write here, so that nothing leaks or goes negative.
     """
 
-    __slots__ = ("requests", "tokens")
+    __slots__ = (
+        "ahead_tokens",
+        "changed",
+        "context_tokens",
+        "first_outputs",
+        "first_wait_s",
+        "received_bytes",
+        "requests",
+        "since_sum_s",
+        "tokens",
+    )
 
     def __init__(self) -> None:
         self.requests = 0
         self.tokens = 0
         """Uncached prompt tokens whose first output has not been seen yet."""
+        self.context_tokens = 0
+        """Prompt tokens, cached or not."""
+        self.since_sum_s = 0.0
+        """Sum of the moments at which they were sent."""
+        self.first_outputs = 0
+        """First outputs so far; ``first_wait_s`` is how long they took in all, and ``ahead_tokens`` how many
+        uncached prompt tokens were to be computed until then, their own and those queued before them.
+        """
+        self.first_wait_s = 0.0
+        self.ahead_tokens = 0
+        self.received_bytes = 0
+        """Response bytes so far."""
+        self.changed = True
+        """For whoever keeps something computed from this load and clears the mark."""
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -178,8 +178,9 @@ class Exchange:
         head, self._head = self._head, None
         assert head is not None
         self._started = True
-        self._ttft_s = self._plane.clock() - self._started_at
-        self.flight.first_output()
+        now = self._plane.clock()
+        self._ttft_s = now - self._started_at
+        self.flight.first_output(now)
         if self._plain:
             self._write(head + data)
         else:

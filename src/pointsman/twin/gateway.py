@@ -187,7 +187,7 @@ class Exchange:
             return
         assert self._flight is not None
         gateway = self._gateway
-        self._flight.first_output()
+        self._flight.first_output(gateway.events.now_s)
         if gateway.pool.troubled:
             gateway.pool.answered(self._flight.decision.chosen)
         record.first_s = gateway.events.now_s + gateway.cpu.relay_s()

@@ -149,6 +149,8 @@ class ModelServer:
             max_loras=self.spec.max_loras if loras else 0,
             prefix_queries=float(engine.cache_queries_tokens),
             prefix_hits=float(engine.cache_hits_tokens),
+            generation_tokens=float(engine.generated_tokens),
+            preemptions=float(engine.preemptions),
         )
 
 

@@ -55,6 +55,8 @@ class EngineMetrics(msgspec.Struct, frozen=True, kw_only=True):
     kv_blocks: str = ""
     prefix_queries: str = ""
     prefix_hits: str = ""
+    generation_tokens: str = ""
+    preemptions: str = ""
     attributes: Mapping[str, str] = {}
     """Custom metrics: attribute key to spec."""
 
@@ -92,6 +94,8 @@ class PageReader:
                 kv_usage=sum(kv) / len(kv) if kv else 0.0,
                 prefix_queries=queries,
                 prefix_hits=self._sum(page, names.prefix_hits),
+                generation_tokens=self._sum(page, names.generation_tokens),
+                preemptions=self._sum(page, names.preemptions),
                 attributes=self._attributes(page),
                 **self._loras(page),
                 **self._static,

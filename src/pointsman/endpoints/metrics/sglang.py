@@ -14,4 +14,5 @@ ENGINE = EngineMetrics(
     kv_blocks_label="num_pages",
     prefix_queries="sglang:prompt_tokens_total",
     prefix_hits="sglang:cached_tokens_total",
+    generation_tokens="sglang:generation_tokens_total",
 )

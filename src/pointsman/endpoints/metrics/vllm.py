@@ -12,4 +12,6 @@ ENGINE = EngineMetrics(
     cache_info="vllm:cache_config_info",
     prefix_queries="vllm:prefix_cache_queries_total",
     prefix_hits="vllm:prefix_cache_hits_total",
+    generation_tokens="vllm:generation_tokens_total",
+    preemptions="vllm:num_preemptions_total",
 )

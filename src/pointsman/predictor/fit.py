@@ -1,0 +1,83 @@
+"""The step time of one kind of endpoint: a line with few parameters, fitted as the samples come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Coefficients = tuple[float, float, float, float]
+"""Seconds a step takes: in any case, for each sequence, for each token of context, for each token of prefill."""
+
+UNITS: Coefficients = (1.0, 1 / 32, 1 / 250_000, 1 / 1000)
+"""The features are brought to about the same size, so that one ridge fits them all."""
+PRIOR: Coefficients = (0.010, 30e-6, 80e-9, 1 / 12_000)
+"""What is believed of an endpoint nothing is known of: some GPU of our days with some 8B model. Only its
+order of magnitude matters, and only for the first few requests.
+"""
+HALF_LIFE_S = 300.0
+_RIDGE_S = 0.3
+"""The prior weighs as much as samples over so many seconds."""
+_FLOOR = 0.02
+"""No coefficient falls below this share of the prior: time never goes backwards."""
+_SWEEPS = 12
+_SIZE = range(len(UNITS))
+
+
+class StepFit:
+    """Least squares with forgetting, coefficients never negative, held near a prior where the samples say
+    little. Solved by coordinate descent from the last solution, so a few sweeps are enough.
+    """
+
+    __slots__ = ("_at_s", "_gram", "_moment", "_solution", "weight_s")
+
+    def __init__(self, now_s: float, prior: Coefficients = PRIOR) -> None:
+        self._gram = [[0.0] * len(UNITS) for _ in _SIZE]
+        self._moment = [0.0] * len(UNITS)
+        self._solution = _scaled(prior)
+        self._at_s = now_s
+        self.weight_s = 0.0
+        """Seconds of samples it stands on."""
+
+    @property
+    def coefficients(self) -> Coefficients:
+        a, b, c, d = (x * unit for x, unit in zip(self._solution, UNITS, strict=True))
+        return a, b, c, d
+
+    def age(self, now_s: float) -> None:
+        """Let what was added before count for less."""
+        kept = 0.5 ** ((now_s - self._at_s) / HALF_LIFE_S)
+        self._at_s = now_s
+        self.weight_s *= kept
+        for i in _SIZE:
+            self._moment[i] *= kept
+            row = self._gram[i]
+            for j in _SIZE:
+                row[j] *= kept
+
+    def add(self, features: Sequence[float], step_s: float, weight_s: float) -> None:
+        """A sample: ``step_s`` was the mean step at ``features`` (1, sequences, context tokens, prefill
+        tokens a step) over ``weight_s`` seconds.
+        """
+        scaled = [f * unit for f, unit in zip(features, UNITS, strict=True)]
+        for i in _SIZE:
+            weighted = weight_s * scaled[i]
+            self._moment[i] += weighted * step_s
+            row = self._gram[i]
+            for j in _SIZE:
+                row[j] += weighted * scaled[j]
+        self.weight_s += weight_s
+
+    def solve(self, prior: Coefficients) -> None:
+        """Bring ``coefficients`` up to date."""
+        toward, solution = _scaled(prior), self._solution
+        for _ in range(_SWEEPS):
+            for i in _SIZE:
+                row = self._gram[i]
+                left = self._moment[i] + _RIDGE_S * toward[i]
+                for j in _SIZE:
+                    if j != i:
+                        left -= row[j] * solution[j]
+                solution[i] = max(_FLOOR * toward[i], left / (row[i] + _RIDGE_S))
+
+
+def _scaled(coefficients: Coefficients) -> list[float]:
+    return [c / unit for c, unit in zip(coefficients, UNITS, strict=True)]

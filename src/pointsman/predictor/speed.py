@@ -1,0 +1,273 @@
+"""How fast each endpoint is: the step time of its kind, and how it differs from its siblings.
+
+Evidence is progress, not finished requests: how many tokens came out of an endpoint in a fraction of a
+second while so many sequences ran there. The engine's own counters say it best; without them the bytes of
+our streams do. A first token says how fast prompts are computed.
+
+Two layers keep it steady: endpoints of a kind (same engine, same KV cache) share one fit, which sees the
+loads of all of them; and a factor for each endpoint, quick to follow, tells a throttled one from its
+siblings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp, log
+
+import msgspec
+
+from pointsman.predictor.fit import PRIOR, Coefficients, StepFit
+from pointsman.types import Endpoint, Load
+
+SAMPLE_S = 0.25
+MAX_SAMPLE_S = 1.0
+"""Over a longer time too much will have changed for a mean to say anything."""
+MAX_CHANGE = 0.35
+"""Of the number of sequences within a sample."""
+FACTOR_MEMORY_S = 6.0
+FACTOR_PRIOR_S = 2.0
+"""An endpoint is believed to be like its siblings as if that had been seen for so long."""
+IDLE_MEMORY_S = 60.0
+"""In which an endpoint that shows nothing becomes like its siblings again: it may have recovered."""
+KV_TOLERANCE = 0.03
+"""KV caches of a kind differ by so much at most: what is left of a card's memory is never quite the same."""
+PREFILL_MEMORY_TOKENS = 100_000
+PREFILL_PRIOR_TOKENS = 3_000
+LEAST_AHEAD_TOKENS = 500
+"""Shorter prompts say more of steps than of prefill."""
+QUIET_PREFILL_TOKENS = 200
+"""With more prefill in a step than this, its length says little of how an endpoint differs from others."""
+MAX_FACTOR = 5.0
+STEPS_BEFORE_PREFILL = 1.5
+"""A request waits for half of the step under way on average, and its own first token takes one."""
+SETTLED_S = 400
+DEFAULT_BYTES_PER_TOKEN = 220.0
+"""A chunk of an OpenAI stream carries about so much for each token."""
+
+
+class Prefill:
+    """Seconds for an uncached prompt token, as a ratio of sums with forgetting."""
+
+    __slots__ = ("seconds", "tokens")
+
+    def __init__(self, seconds: float = 0.0, tokens: float = 0.0) -> None:
+        self.seconds = seconds
+        self.tokens = tokens
+
+    def add(self, seconds: float, tokens: float) -> None:
+        kept = 0.5 ** (tokens / PREFILL_MEMORY_TOKENS)
+        self.seconds = self.seconds * kept + seconds
+        self.tokens = self.tokens * kept + tokens
+
+    def token_s(self, prior_s: float) -> float:
+        return (self.seconds + prior_s * PREFILL_PRIOR_TOKENS) / (self.tokens + PREFILL_PRIOR_TOKENS)
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """What one endpoint showed in a moment: how long prompts took, and how long steps did."""
+
+    prefill_s: float
+    prefill_tokens: int
+    features: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """As ``StepFit.add`` takes them."""
+    step_s: float = 0.0
+    passed_s: float = 0.0
+    """0.0 where it says nothing of steps."""
+
+
+class Kind:
+    """Endpoints that are alike as far as can be seen from outside."""
+
+    __slots__ = ("block_tokens", "engine", "factor", "fit", "kv_blocks", "prefill")
+
+    def __init__(self, endpoint: Endpoint, now_s: float, prior: Coefficients) -> None:
+        self.engine = endpoint.engine
+        self.block_tokens = endpoint.metrics.block_tokens
+        self.kv_blocks = endpoint.metrics.kv_blocks
+        self.fit = StepFit(now_s, prior)
+        self.prefill = Prefill()
+        self.factor = 0.0
+        """Mean of its endpoints' factors (logarithm)."""
+
+    def takes(self, endpoint: Endpoint) -> bool:
+        metrics = endpoint.metrics
+        return (
+            self.kv_blocks > 0
+            and self.engine == endpoint.engine
+            and self.block_tokens == metrics.block_tokens
+            and abs(self.kv_blocks - metrics.kv_blocks) <= KV_TOLERANCE * self.kv_blocks
+        )
+
+
+class Speed:
+    """One endpoint. ``step_s`` and ``token_s`` are what is believed now."""
+
+    __slots__ = (
+        "_ahead",
+        "_at_s",
+        "_drift",
+        "_drift_weight_s",
+        "_first_outputs",
+        "_first_wait_s",
+        "_queries",
+        "_sequences",
+        "_tokens",
+        "_uncached",
+        "kind",
+        "log_factor",
+        "scale",
+    )
+
+    def __init__(self, kind: Kind, endpoint: Endpoint, now_s: float) -> None:
+        self.kind = kind
+        self.log_factor = 0.0
+        self.scale = 1.0
+        """Its steps last so many times as long as its kind's."""
+        self._drift = self._drift_weight_s = 0.0
+        self._note(endpoint, now_s)
+
+    def _note(self, endpoint: Endpoint, now_s: float) -> None:
+        load, metrics = endpoint.load, endpoint.metrics
+        self._first_outputs = load.first_outputs
+        self._first_wait_s = load.first_wait_s
+        self._ahead = load.ahead_tokens
+        if metrics.generation_tokens:
+            self._at_s, self._tokens = metrics.at_s, metrics.generation_tokens
+            self._sequences = metrics.running
+            self._uncached = metrics.prefix_queries - metrics.prefix_hits
+        else:
+            self._at_s, self._tokens = now_s, load.received_bytes / DEFAULT_BYTES_PER_TOKEN
+            self._sequences = float(load.requests)
+            self._uncached = float(load.ahead_tokens)
+
+    def step_s(self, sequences: float, context_tokens: float) -> float:
+        """Predicted duration of a decode step."""
+        base_s, sequence_s, context_s, _ = self.kind.fit.coefficients
+        return self.scale * (base_s + sequence_s * sequences + context_s * context_tokens)
+
+    def sample(self, endpoint: Endpoint, now_s: float, context_tokens: float) -> Sample | None:
+        """What came out since the last time; None where that says nothing of steps."""
+        at_s, tokens, sequences, uncached = self._at_s, self._tokens, self._sequences, self._uncached
+        firsts, wait_s, ahead = self._first_outputs, self._first_wait_s, self._ahead
+        self._note(endpoint, now_s)
+        firsts, ahead = self._first_outputs - firsts, self._ahead - ahead
+        wait_s = self._first_wait_s - wait_s
+        prefill_s = 0.0
+        if firsts and ahead >= LEAST_AHEAD_TOKENS * firsts:
+            steps_s = STEPS_BEFORE_PREFILL * firsts * self.step_s(sequences, context_tokens)
+            prefill_s = max(0.1 * wait_s, wait_s - steps_s) / self.scale
+        passed_s, came = self._at_s - at_s, self._tokens - tokens
+        mean = (sequences + self._sequences) / 2
+        steady = abs(self._sequences - sequences) <= MAX_CHANGE * mean + 1
+        if not (0 < passed_s <= MAX_SAMPLE_S and mean >= 1 and came >= 2 * mean and steady):
+            self._fade(passed_s)
+            return Sample(prefill_s, ahead) if prefill_s else None
+        steps = came / mean
+        features = (1.0, mean, context_tokens, max(0.0, self._uncached - uncached) / steps)
+        return Sample(prefill_s, ahead, features, passed_s / steps, passed_s)
+
+    def compare(self, sample: Sample) -> None:
+        """Learn how it differs from its siblings."""
+        features = sample.features
+        if features[3] >= QUIET_PREFILL_TOKENS:
+            return
+        expected_s = sum(c * f for c, f in zip(self.kind.fit.coefficients, features, strict=True))
+        off = log(max(1 / MAX_FACTOR, min(MAX_FACTOR, sample.step_s / expected_s)))
+        kept = exp(-sample.passed_s / FACTOR_MEMORY_S)
+        self._drift = self._drift * kept + off * sample.passed_s
+        self._drift_weight_s = self._drift_weight_s * kept + sample.passed_s
+        self._set_factor()
+
+    def _fade(self, passed_s: float) -> None:
+        if self._drift_weight_s and passed_s > 0:
+            kept = exp(-passed_s / IDLE_MEMORY_S)
+            self._drift *= kept
+            self._drift_weight_s *= kept
+            self._set_factor()
+
+    def _set_factor(self) -> None:
+        self.log_factor = self._drift / (self._drift_weight_s + FACTOR_PRIOR_S)
+        self.scale = exp(self.log_factor)
+
+
+class Speeds:
+    """All endpoints of a pool by slot."""
+
+    def __init__(self) -> None:
+        self.by_slot: dict[int, Speed] = {}
+        self._names: dict[int, str] = {}
+        self._kinds: list[Kind] = []
+        self._pool: StepFit | None = None
+        self._pool_prefill = Prefill(0.5, 6000.0)
+        self._best_base_s = PRIOR[0]
+
+    @property
+    def prefill_prior_s(self) -> float:
+        return self._pool_prefill.seconds / self._pool_prefill.tokens
+
+    @property
+    def settled(self) -> bool:
+        """What is known of every kind stands on enough samples."""
+        return all(kind.fit.weight_s >= SETTLED_S for kind in self._kinds)
+
+    def token_s(self, slot: int) -> float:
+        """Seconds for an uncached prompt token."""
+        speed = self.by_slot[slot]
+        return speed.scale * speed.kind.prefill.token_s(self.prefill_prior_s)
+
+    def refresh(self, endpoints: Sequence[Endpoint], now_s: float, contexts: Sequence[float]) -> None:
+        """Take a sample of each; ``contexts`` are the tokens of context believed to be decoding there."""
+        pool = self._pool
+        if pool is None:
+            pool = self._pool = StepFit(now_s)
+        pool.age(now_s)
+        for kind in self._kinds:
+            kind.fit.age(now_s)
+        for endpoint, context in zip(endpoints, contexts, strict=True):
+            speed = self._known(endpoint, now_s)
+            sample = speed.sample(endpoint, now_s, context)
+            if sample is None:
+                continue
+            kind = speed.kind
+            if sample.prefill_s:
+                kind.prefill.add(sample.prefill_s, sample.prefill_tokens)
+                self._pool_prefill.add(sample.prefill_s, sample.prefill_tokens)
+            if sample.passed_s:
+                pool.add(sample.features, sample.step_s, sample.passed_s)
+                own_s = sample.step_s / exp(speed.log_factor - kind.factor)
+                kind.fit.add(sample.features, own_s, sample.passed_s)
+                speed.compare(sample)
+        self._solve(pool)
+
+    def _known(self, endpoint: Endpoint, now_s: float) -> Speed:
+        slot = endpoint.slot
+        speed = self.by_slot.get(slot)
+        if speed is None or self._names[slot] != endpoint.name or not self._same(speed.kind, endpoint):
+            kind = next((k for k in self._kinds if k.takes(endpoint)), None)
+            if kind is None:
+                kind = Kind(endpoint, now_s, self._prior())
+                self._kinds.append(kind)
+            speed = self.by_slot[slot] = Speed(kind, endpoint, now_s)
+            self._names[slot] = endpoint.name
+        return speed
+
+    def _same(self, kind: Kind, endpoint: Endpoint) -> bool:
+        return kind.takes(endpoint) or not (kind.kv_blocks or endpoint.metrics.kv_blocks)
+
+    def _prior(self) -> Coefficients:
+        """The pool's mean, but as quick as its quickest at rest: who is not known yet must be tried."""
+        assert self._pool is not None
+        return (self._best_base_s, *self._pool.coefficients[1:])
+
+    def _solve(self, pool: StepFit) -> None:
+        pool.solve(PRIOR)
+        used: dict[Kind, list[float]] = {}
+        for speed in self.by_slot.values():
+            used.setdefault(speed.kind, []).append(speed.log_factor)
+        self._kinds = list(used)
+        known = [kind.fit.coefficients[0] for kind in self._kinds if kind.fit.weight_s > 1]
+        self._best_base_s = min(known, default=PRIOR[0])
+        prior = self._prior()
+        for kind, factors in used.items():
+            kind.factor = sum(factors) / len(factors)
+            kind.fit.solve(prior)
