@@ -13,7 +13,7 @@ import msgspec
 from pointsman.bench.connection import Answer, Broken, Connections
 from pointsman.bench.pace import Pace
 from pointsman.bench.stream import Gaps, Reading
-from pointsman.bench.workload import Call
+from pointsman.bench.workloads import Call
 from pointsman.config import Url, split_url
 from pointsman.errors import SettingsError
 from pointsman.types import Usage

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from pointsman.bench.client import Record
 from pointsman.bench.pace import Pace
-from pointsman.bench.workload import Call
+from pointsman.bench.workloads import Call
 
 Send = Callable[[Call, float], Awaitable[Record]]
 OnRecord = Callable[[Record], None]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from pointsman.bench.pace import ARRIVALS
+from pointsman.bench.pace import due_times
 from pointsman.bench.run import Load
-from pointsman.bench.workload import Call
+from pointsman.bench.workloads import Call
 from pointsman.config import Endpoint as EndpointSettings
 from pointsman.endpoints.pool import Pool
 from pointsman.endpoints.target import targets_of
@@ -220,7 +220,7 @@ class _Stage:
                 yield start_s + (call.at_s or 0.0), call
             return
         count = load.requests or max(1, round(load.rate * load.duration_s))
-        for at_s in ARRIVALS[load.arrivals](rng, load.rate, count):
+        for at_s in due_times(load.arrivals, rng, load.rate, count):
             yield start_s + at_s, next(self._calls)
 
     def _arrive(self) -> None:
