@@ -67,7 +67,8 @@ def test_another_seed_gives_another(preset: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "preset", ["llm-d-affinity", "llm-d-blend", "least-request", "power-of-two", "cache-aware"]
+    "preset",
+    ["llm-d-affinity", "llm-d-blend", "least-request", "power-of-two", "cache-aware", "dynamo", "lmetric"],
 )
 def test_cold_prompts_spread_over_a_cold_pool(preset: str) -> None:
     pool = fleet(10)

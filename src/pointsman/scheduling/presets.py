@@ -41,6 +41,8 @@ PRESETS: Mapping[str, Parameters] = {
             "balanceRelThreshold": 1.5,
         }
     },
+    "dynamo": {"dynamo-cost-scorer": {}, "max-score-picker": {}},
+    "lmetric": {"lmetric-scorer": {}, "max-score-picker": {}},
 }
 """Preset to its plugins, in order, with the parameters that are not left at their defaults.
 
