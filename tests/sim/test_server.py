@@ -76,11 +76,14 @@ async def test_speculative_decoding_sends_several_tokens_a_step(ask: Ask) -> Non
         plain = (await ask(engine.url, COMPLETIONS, completion(max_tokens=300))).json()
         longest = await ask(engine.url, COMPLETIONS, completion(max_tokens=1497))
         too_long = await ask(engine.url, COMPLETIONS, completion(max_tokens=1498))
+        page = engine.metrics.page().decode()
+    labels = '{engine="0",model_name="granite-4.1-8b"}'
     texts = [event["choices"][0]["text"] for event in answer.events[:-1]]
     lengths = [len(text) // 4 for text in texts]
     assert lengths[0] == 1
     assert set(lengths[1:-1]) == {1, 2, 3, 4}
     assert sum(lengths) == 300
+    assert f"\nvllm:iteration_tokens_total_sum{labels} {float(3 * 100 + 300 + 300 + 1497 - 2 * 96)}\n" in page
     assert "".join(texts) == plain["choices"][0]["text"]
     assert (longest.status, too_long.status) == (200, 400)
 
