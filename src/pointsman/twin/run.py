@@ -77,7 +77,9 @@ class Simulation:
         *,
         seed: int = 0,
         observers: tuple[Observer, ...] = (),
+        dice: random.Random | None = None,
     ) -> None:
+        """``dice`` are the policy's; by default its own ones of ``seed``."""
         self.scenario = scenario
         self.events = events = Events()
         specs = scenario.specs()
@@ -86,7 +88,7 @@ class Simulation:
         self.pool = Pool(events.clock)
         index = PrefixIndex()
         follow(index, self.pool, fixed_block_tokens=scenario.prefix_block_tokens)
-        services = Services(index, events.clock, random.Random(f"policy {seed}"))
+        services = Services(index, events.clock, dice or random.Random(f"policy {seed}"))
         loaded = policy.load()
         self.router = Router(self.pool, build_scheduler(loaded, services), observers)
         self.scraping = Scraping(events, self.pool, self.servers, scenario.metrics_interval_s)
