@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
-from pointsman.bench.workloads.family import Checked, Count, Positive, says
+from pointsman.bench.workloads.family import Checked, Positive, says
 
 
 class Fixed(Checked, frozen=True, tag_field="shape", tag="fixed"):
@@ -32,7 +32,7 @@ class Exponential(Checked, frozen=True, tag_field="shape", tag="exponential"):
     2505.09999).
     """
 
-    most: Annotated[Count | None, says("longer ones are cut to this")] = None
+    most: Annotated[int, Meta(ge=0), says("longer ones are cut to this; 0: none is")] = 0
 
     def draw(self, rng: random.Random, mean: int) -> int:
         return _cut(rng.expovariate(1 / mean), self.most)
@@ -42,7 +42,7 @@ class LogNormal(Checked, frozen=True, tag_field="shape", tag="lognormal"):
     """A long tail: how inputs of production services are distributed (ServeGen, arXiv 2505.09999)."""
 
     cv: Annotated[Positive, says("standard deviation / mean")] = 1.0
-    most: Annotated[Count | None, says("longer ones are cut to this")] = None
+    most: Annotated[int, Meta(ge=0), says("longer ones are cut to this; 0: none is")] = 0
 
     def draw(self, rng: random.Random, mean: int) -> int:
         variance = math.log1p(self.cv**2)
@@ -64,6 +64,6 @@ class Bimodal(Checked, frozen=True, tag_field="shape", tag="bimodal"):
 Lengths: TypeAlias = Fixed | Uniform | Exponential | LogNormal | Bimodal
 
 
-def _cut(length: float, most: int | None) -> int:
+def _cut(length: float, most: int) -> int:
     drawn = max(1, round(length))
-    return drawn if most is None else min(drawn, most)
+    return min(drawn, most) if most else drawn
