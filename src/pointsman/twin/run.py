@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import msgspec
+from msgspec import structs
 
 from pointsman.bench.pace import due_times
 from pointsman.bench.run import Load
@@ -82,7 +83,7 @@ class Simulation:
         """``dice`` are the policy's; by default its own ones of ``seed``."""
         self.scenario = scenario
         self.events = events = Events()
-        specs = scenario.specs()
+        specs = [structs.replace(spec, seed=spec.seed + seed) for spec in scenario.specs()]
         late = {i.endpoint for i in scenario.incidents if i.kind == "join"}
         self.servers = {spec.name: ModelServer(spec, events) for spec in specs}
         self.pool = Pool(events.clock)
