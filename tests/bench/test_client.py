@@ -14,7 +14,7 @@ from pointsman.bench.client import Client, Target
 from pointsman.bench.connection import room_for
 from pointsman.bench.load import open_loop
 from pointsman.bench.pace import Pace
-from pointsman.bench.workload import Call, SharedPrefix
+from pointsman.bench.workloads import Call, SharedPrefix
 from pointsman.errors import SettingsError
 from pointsman.types import Usage
 

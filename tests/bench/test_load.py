@@ -8,7 +8,7 @@ import pytest
 from pointsman.bench.client import Record
 from pointsman.bench.load import closed_loop, open_loop
 from pointsman.bench.pace import Pace
-from pointsman.bench.workload import Call
+from pointsman.bench.workloads import Call
 
 CALL = Call("x", 1, 1)
 

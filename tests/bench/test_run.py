@@ -8,8 +8,7 @@ import pytest
 from pointsman.bench.client import Client, Target
 from pointsman.bench.pace import Pace
 from pointsman.bench.run import Bench, Load
-from pointsman.bench.trace import Row, Trace
-from pointsman.bench.workload import SharedPrefix
+from pointsman.bench.workloads import SharedPrefix, Trace
 
 WORKLOAD = SharedPrefix(groups=3, prompts_per_group=2, system_prompt_len=8, question_len=4, output_len=3)
 
@@ -51,8 +50,10 @@ async def test_a_closed_loop_stage_counts_requests_and_tokens(server):
     assert server.connections == 4
 
 
-async def test_a_trace_keeps_its_own_times(server):
-    trace = Trace((Row(0, 8, 2), Row(50, 8, 2), Row(100, 8, 2), Row(9e9, 8, 2)))
+async def test_a_trace_keeps_its_own_times(server, tmp_path):
+    rows = [f'{{"timestamp":{at},"input_length":8,"output_length":2}}' for at in (0, 50, 100, 9e9)]
+    (tmp_path / "trace.jsonl").write_text("\n".join(rows))
+    trace = Trace(str(tmp_path / "trace.jsonl"))
     (found,) = await stages(server, Load(requests=3), workload=trace)
     assert (found.load, found.requests) == ("trace", 3)
     assert 0.1 <= found.send_s < 1.0

@@ -76,6 +76,16 @@ async def test_a_fleet_runs_in_one_process_at_the_pace_of_the_command_line(tmp_p
         assert b'"name":"h100-nvl-1"' in await get(urls[2], "/sim/state/h100-nvl-1")
 
 
+async def test_variants_are_options_and_said() -> None:
+    options = "--batch-buckets hpu --recompile-s 2 --num-speculative-tokens 3 --step-jitter"
+    async with engine("--port", "0", *options.split(), "--kv-scale", "0.7", "--seed", "4") as process:
+        text = await said(process, 2)
+    assert "KV: 254,096 tokens" in text  # 0.7 of 363,000, in whole blocks
+    assert (
+        "batch_buckets: hpu  recompile_s: 2.0  num_speculative_tokens: 3  step_jitter: 0.1  seed: 4\n" in text
+    )
+
+
 async def test_a_busy_port_is_named_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -95,6 +105,9 @@ async def test_a_busy_port_is_named_in_one_line() -> None:
         (("--speed", "0"), "speed"),
         (("--fleet", "nowhere.yaml"), "nowhere.yaml"),
         (("--fleet", "nowhere.yaml", "--port", "1"), "--port"),
+        (("--fleet", "nowhere.yaml", "--kv-scale", "1"), "--kv-scale"),
+        (("--kv-scale", "0"), "kv_scale"),
+        (("--recompile-s", "1"), "recompile_s"),
     ],
 )
 async def test_a_mistake_is_one_line_that_names_it(arguments: tuple[str, ...], named: str) -> None:

@@ -183,6 +183,33 @@ def test_capacity_is_told_for_each_policy_and_seed(simulate: Simulate, small: st
     assert (tmp_path / "out" / "capacity.png").stat().st_size > 1000
 
 
+def test_a_grid_is_ranked_over_scenarios_and_names_the_best(
+    simulate: Simulate, small: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(SMALL.replace("groups: 6", "groups: 12"))
+    folder = tmp_path / "out"
+    code, out, err = simulate(
+        *(small, str(other), "--policy", "llm-d-blend", "--seeds", "2", "--output", str(folder)),
+        *("--grid", "prefix-cache-scorer.weight=0,3", "--grid", "queue-scorer.weight=1,9"),
+        *("--objective", "ttft-p99"),
+    )
+    assert (code, err) == (0, "")
+    *points, last = objects((folder / "grid.jsonl").read_text())
+    assert len(points) == 5
+    scores = [point["score"]["mean"] for point in points]
+    assert scores == sorted(scores, reverse=True)
+    assert set(points[0]["values"]) == {"small rate 20", "small rate 40", "other rate 20", "other rate 40"}
+    best = last["summary"]["best"]
+    assert best == points[0]["policy"]
+    assert f"Best: --policy '{best}'" in out
+    assert (folder / "grid.png").exists()
+    value = points[0]["values"]["small rate 40"]["mean"]
+    _, again, _ = simulate(small, "--policy", best, "--seeds", "2", "--json")
+    ttfts = [o["ttft"]["p99"] for o in objects(again)[:-1] if o["rate"] == 40]
+    assert sum(ttfts) / 2 == pytest.approx(value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -192,6 +219,12 @@ def test_capacity_is_told_for_each_policy_and_seed(simulate: Simulate, small: st
         (("--seeds", "0"), "--seeds: must be at least 1"),
         (("--jobs", "0"), "--jobs: must be at least 1"),
         (("--decisions", "x.jsonl"), "--decisions: of one run; give one --policy and --seeds 1"),
+        (("--grid", "queue-scorer.weight=1,2"), "--grid: of which preset? Give its --policy"),
+        (("--policy", "llm-d-blend", "--grid", "weight=1"), "--grid weight=1: write it as plugin.parameter="),
+        (("--policy", "llm-d-blend", "--grid", "queue-scorer.wait=1"), "queue-scorer has no parameter wait"),
+        (("--policy", "llm-d-blend:queue-scorer=1"), "'queue-scorer=1': write settings as plugin.parameter"),
+        (("--policy", "llm-d-blend:queue.weight=1"), "it has no queue"),
+        (("a.yaml", "b.yaml"), "a.yaml: cannot be read"),
         (("--minutes", "0", "--capacity"), "--minutes: must be above 0"),
         (("--decisions", "x", "--capacity", "--seeds", "1", "--policy", "random"), "--decisions: of one run"),
         (("--output", "/proc/nowhere"), "--output: /proc/nowhere"),

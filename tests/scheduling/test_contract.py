@@ -125,6 +125,12 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "random-picker": [{}, {"maxNumOfEndpoints": 3}],
     "weighted-random-picker": [{}, {"maxNumOfEndpoints": 3}],
     "consistent-hash-picker": [{}, {"loadFactor": 1}],
+    "cache-aware-picker": [
+        {},
+        {"balanceAbsThreshold": 1000},
+        {"balanceAbsThreshold": 1000, "cacheThreshold": 0},
+    ],
+    "dynamo-cost-scorer": [{}, {"overlapScoreWeight": 4}, {"overlapScoreWeight": 0}],
     "file-discovery": [{"path": "/endpoints.yaml"}],
     "session-id-producer": [{"headerName": "x-session-id"}],
 }

@@ -12,7 +12,8 @@ import pytest
 
 from pointsman.errors import SettingsError
 from pointsman.registry import build
-from pointsman.testing import cycle, fleet, services
+from pointsman.scheduling.cycle import Cycle
+from pointsman.testing import cycle, fleet, request, services
 from pointsman.types import Endpoint
 
 TRIES = 6000
@@ -153,3 +154,44 @@ def test_bounded_hash_stays_at_home_while_there_is_room() -> None:
 def test_bounded_hash_needs_room_for_every_request() -> None:
     with pytest.raises(SettingsError, match="loadFactor: 0, or at least 1"):
         picker("consistent-hash-picker", loadFactor=0.9)
+
+
+BLOCK = 4 * 64 * 4
+"""The prefix index's first block, in bytes; multiples of it end on later blocks, too."""
+
+
+def holding(blocks: list[int], text: str, **columns: Any) -> Cycle:
+    """A cycle for ``text`` in which endpoint i holds its first ``blocks[i]`` blocks."""
+    given = services(block_tokens=64)
+    asked = cycle(fleet(len(blocks), **columns), text, given=given)
+    for slot, n in enumerate(blocks):
+        given.prefix.insert(slot, given.prefix.match(request(text[: n * BLOCK])).chains)
+    return asked
+
+
+def test_cache_aware_goes_where_most_of_the_prompt_is_cached() -> None:
+    plugin = picker("cache-aware-picker")
+    assert [e.name for e in plugin.pick(holding([0, 3, 2, 1], "x" * BLOCK * 4), [])] == ["e1"]
+
+
+@pytest.mark.parametrize(("threshold", "chosen"), [(0.49, "e1"), (0.5, "e0")])
+def test_cache_aware_goes_to_the_smallest_tree_when_little_is_cached(threshold: float, chosen: str) -> None:
+    asked = holding([0, 2, 1], "x" * BLOCK * 4, requests=[30, 0, 0])
+    assert picker("cache-aware-picker", cacheThreshold=threshold).pick(asked, [])[0].name == chosen
+
+
+@pytest.mark.parametrize(
+    ("requests", "chosen"), [([3, 35, 3], "e1"), ([2, 35, 3], "e0"), ([200, 300, 300], "e0")]
+)
+def test_cache_aware_goes_to_the_least_loaded_while_loads_are_apart(requests: list[int], chosen: str) -> None:
+    asked = holding([0, 4, 0], "x" * BLOCK * 4, requests=requests)
+    assert picker("cache-aware-picker").pick(asked, [])[0].name == chosen
+
+
+def test_cache_aware_needs_both_thresholds_to_balance() -> None:
+    asked = holding([0, 4, 0], "x" * BLOCK * 4, requests=[200, 299, 299])
+    assert picker("cache-aware-picker", balanceRelThreshold=1.5).pick(asked, [])[0].name == "e1"
+
+
+def test_cache_aware_spreads_new_prompts_over_equal_trees() -> None:
+    assert shares(picker("cache-aware-picker"), fleet(4), []) == about(0.25, 0.25, 0.25, 0.25)

@@ -66,7 +66,10 @@ def test_another_seed_gives_another(preset: str) -> None:
     assert run(1) != run(2)
 
 
-@pytest.mark.parametrize("preset", ["llm-d-affinity", "llm-d-blend", "least-request", "power-of-two"])
+@pytest.mark.parametrize(
+    "preset",
+    ["llm-d-affinity", "llm-d-blend", "least-request", "power-of-two", "cache-aware", "dynamo", "lmetric"],
+)
 def test_cold_prompts_spread_over_a_cold_pool(preset: str) -> None:
     pool = fleet(10)
     made = scheduler(preset, pool)
@@ -81,7 +84,9 @@ def test_affinity_levels_uncached_tokens() -> None:
     assert shares([send(made, pool, text) for text in prompts(200)]) == [20] * 10
 
 
-@pytest.mark.parametrize("preset", ["llm-d-affinity", "llm-d-blend", "consistent-hash"])
+@pytest.mark.parametrize(
+    "preset", ["llm-d-affinity", "llm-d-blend", "consistent-hash", "cache-aware", "cache-aware-vllm-router"]
+)
 def test_a_prompt_returns_to_where_it_was(preset: str) -> None:
     pool = fleet(10)
     made, texts = scheduler(preset, pool), prompts(30)

@@ -9,9 +9,13 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
+from pointsman.sim.drafts import Drafts
 from pointsman.sim.engine import Engine, EngineRequest, Phase, Ran
+from pointsman.sim.jitter import Jitter
 from pointsman.sim.profiles import ACCELERATORS, GRANITE, PARAMETERS, EngineParameters
+from pointsman.sim.variants import Variants
 
 
 def parameters(**changes: object) -> EngineParameters:
@@ -56,6 +60,11 @@ class Slow:
         self.waiting: list[dict] = []
         self.running: list[dict] = []
         self.preemptions = 0
+        self.drafted = p.variants.num_speculative_tokens
+        self.drafts = Drafts(p.variants)
+        self.jitter = Jitter(p.variants.step_jitter, p.variants.seed)
+        self.compiled: set[tuple[int, int]] = set()
+        self.done = 0
         self.steps: list[tuple[float, int, list[int]]] = []
         """When each began, blocks held during it, tokens that were out before it, by request."""
 
@@ -93,15 +102,15 @@ class Slow:
         decoding = [r for r in self.running if r["computed"] >= r["target"]]
         while True:
             decoding = [r for r in self.running if r["computed"] >= r["target"]]
-            growing = [r for r in decoding if len(r["held"]) * size < r["computed"] + 1]
-            if len(growing) <= len(self.free):
+            room = [r["computed"] + 1 + self.drafted for r in decoding]
+            needs = [max(0, -(-n // size) - len(r["held"])) for r, n in zip(decoding, room, strict=True)]
+            if sum(needs) <= len(self.free):
                 break
             self.preempt()
             preempted = True
-        for r in growing:
-            r["held"].append(self.take())
-        budget -= len(decoding)
-        context = sum(r["computed"] + 1 for r in decoding)
+        for r, need in zip(decoding, needs, strict=True):
+            r["held"] += [self.take() for _ in range(need)]
+        budget = max(0, budget - len(decoding) * (1 + self.drafted))
         prefill = 0
         chunks: list[tuple[dict, int]] = []
         for r in self.running:
@@ -130,7 +139,7 @@ class Slow:
                     self.free.remove(b)
                 b[1] += 1
             r["held"] = hits + [self.take() for _ in range(need)]
-            r["target"], r["computed"] = target, len(hits) * size
+            r["target"], r["computed"], r["steps"] = target, len(hits) * size, 0
             if r["hit"] is None:
                 r["hit"] = r["computed"]
             n = min(budget - prefill, target - r["computed"])
@@ -140,17 +149,48 @@ class Slow:
         self.steps.append((now_s, self.p.kv_blocks - len(self.free), [r["out"] for r in rows]))
         if not self.running:
             return 0.0
-        seconds = self.p.base_s + self.p.sequence_s * len(decoding) + self.p.context_token_s * context
-        if prefill:
-            seconds += prefill / self.p.prefill_tokens_per_s + self.p.prefill_step_s
+        seconds = self.seconds(decoding, chunks)
         for r in decoding:
-            r["computed"] += 1
-            r["out"] += 1
+            tokens = min(r["draft"].tokens(self.done), r["max"] - r["out"]) if self.drafted else 1
+            r["computed"] += tokens
+            r["out"] += tokens
+            r["steps"] += 1
         for r, n in chunks:
             r["computed"] += n
             if r["computed"] == r["target"]:
                 r["out"] += 1
+                if self.drafted and r["draft"] is None:
+                    r["draft"] = self.drafts.draw()
+        self.done += 1
         return seconds
+
+    def seconds(self, decoding: list[dict], chunks: list[tuple[dict, int]]) -> float:
+        """Duration of a step, added up token by token."""
+        p, v = self.p, self.p.variants
+        each = [r["draft"].tokens_per_step if self.drafted else 1 for r in decoding]
+        context = sum(r["target"] + 1 + r["steps"] * n for r, n in zip(decoding, each, strict=True))
+        sequences, stall_s = len(decoding), 0.0
+        prefill_s = sum(
+            (1 + (r["computed"] + i) / (v.prefill_doubling_tokens or math.inf)) / p.prefill_tokens_per_s
+            for r, n in chunks
+            for i in range(n)
+        )
+        if v.batch_buckets == "cuda-graph" and sequences and not prefill_s:
+            sequences = next(n for n in (1, 2, 4, 8, 16) if n >= sequences)
+        if v.batch_buckets == "hpu" and sequences:
+            blocks = math.ceil(context / p.block_tokens)
+            sequences = next(n for n in (1, 2, 4, 8, 16, 32) if n >= sequences)
+            blocks = next(n for n in (1, 2, 4, 8, 16, 32, 64, *range(128, 4096, 128)) if n >= blocks)
+            context = blocks * p.block_tokens
+            if (sequences, blocks) not in self.compiled:
+                self.compiled.add((sequences, blocks))
+                stall_s = v.recompile_s
+        seconds = p.base_s + p.sequence_s * sequences + p.context_token_s * context
+        if decoding:
+            seconds *= 1 + self.drafted * v.draft_cost
+        if prefill_s:
+            seconds += prefill_s + p.prefill_step_s
+        return stall_s + seconds * (self.jitter.factor(self.done) if v.step_jitter else 1)
 
     def reap(self, now_s: float) -> None:
         for r in list(self.running):
@@ -176,6 +216,8 @@ def by_steps(p: EngineParameters, jobs: Sequence[Job]) -> tuple[Slow, list[dict]
             "out": 0,
             "computed": 0,
             "target": 0,
+            "steps": 0,
+            "draft": None,
             "held": [],
             "hit": None,
             "first": None,
@@ -255,35 +297,66 @@ jobs = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+EVERYTHING = Variants(
+    batch_buckets="hpu",
+    recompile_s=0.02,
+    num_speculative_tokens=3,
+    prefill_doubling_tokens=50,
+    step_jitter=0.1,
+    seed=5,
+)
+VARIANTS = {
+    "plain": Variants(),
+    "cuda-graph": Variants(batch_buckets="cuda-graph"),
+    "hpu": Variants(batch_buckets="hpu", recompile_s=0.05),
+    "speculative": Variants(num_speculative_tokens=4, seed=1),
+    "rarely-accepted": Variants(num_speculative_tokens=1, draft_acceptance=(1, 3), draft_cost=0.2),
+    "long-context": Variants(prefill_doubling_tokens=30),
+    "jitter": Variants(step_jitter=0.3, seed=2),
+    "everything": EVERYTHING,
+}
+
+
+@settings(max_examples=60, deadline=None)
 @given(jobs, st.sampled_from([128, 160, 400, 4096]), st.sampled_from([3, 8]), st.sampled_from([16, 64]))
+@pytest.mark.parametrize("name", VARIANTS)
 def test_runs_in_closed_form_equal_single_steps_on_single_blocks(
-    jobs: list[Job], kv_tokens: int, max_sequences: int, step_tokens: int
+    name: str, jobs: list[Job], kv_tokens: int, max_sequences: int, step_tokens: int
 ) -> None:
-    p = parameters(kv_tokens=kv_tokens, max_sequences=max_sequences, step_tokens=step_tokens)
-    jobs = [job for job in jobs if job[2] + job[3] <= kv_tokens]
+    p = parameters(
+        kv_tokens=kv_tokens,
+        max_sequences=max_sequences,
+        step_tokens=step_tokens,
+        variants=VARIANTS[name],
+    )
+    jobs = [job for job in jobs if Engine(p).fits(job[2], job[3])]
     slow, rows = by_steps(p, jobs)
     engine, requests = by_runs(p, jobs)
     assert [r.cached_tokens for r in requests] == [row["hit"] for row in rows]
     assert [r.first_token_s for r in requests] == pytest.approx([row["first"] for row in rows], abs=1e-9)
     assert [r.ended_s for r in requests] == pytest.approx([row["end"] for row in rows], abs=1e-9)
     assert engine.preemptions == slow.preemptions
+    assert engine.step == slow.done
+    assert engine.generated_tokens == sum(job[3] for job in jobs)
     assert engine.kv.cached_blocks == len(slow.known)
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    st.lists(
-        st.tuples(
-            st.floats(0, 0.5), st.integers(0, 3), st.integers(1, 90), st.integers(0, 40), st.floats(0, 0.4)
-        ),
-        min_size=1,
-        max_size=14,
+cancelled_jobs = st.lists(
+    st.tuples(
+        st.floats(0, 0.5), st.integers(0, 3), st.integers(1, 90), st.integers(0, 40), st.floats(0, 0.4)
     ),
-    st.sampled_from([160, 4096]),
+    min_size=1,
+    max_size=14,
 )
-def test_every_request_ends_once_and_gives_everything_back(jobs: list[Job], kv_tokens: int) -> None:
-    p = parameters(kv_tokens=kv_tokens)
+variants = st.sampled_from([Variants(), EVERYTHING])
+
+
+@settings(max_examples=100, deadline=None)
+@given(cancelled_jobs, st.sampled_from([160, 4096]), variants)
+def test_every_request_ends_once_and_gives_everything_back(
+    jobs: list[Job], kv_tokens: int, variants: Variants
+) -> None:
+    p = parameters(kv_tokens=kv_tokens, variants=variants)
     engine, requests = by_runs(p, jobs)
     assert all(r.phase is Phase.DONE and math.isfinite(r.ended_s) for r in requests)
     assert all(not engine.cancel(r, 99.0) for r in requests)
@@ -299,9 +372,11 @@ looks = st.lists(st.floats(0, 1).map(lambda s: round(s, 4) + 4.321e-7), min_size
 
 
 @settings(max_examples=100, deadline=None)
-@given(jobs, looks, st.sampled_from([160, 4096]))
-def test_who_looks_sees_the_steps_that_are_over(jobs: list[Job], looks: list[float], kv_tokens: int) -> None:
-    p = parameters(kv_tokens=kv_tokens)
+@given(jobs, looks, st.sampled_from([160, 4096]), variants)
+def test_who_looks_sees_the_steps_that_are_over(
+    jobs: list[Job], looks: list[float], kv_tokens: int, variants: Variants
+) -> None:
+    p = parameters(kv_tokens=kv_tokens, variants=variants)
     slow, _ = by_steps(p, jobs)
     seen: list[Seen] = []
     by_runs(p, jobs, looks, seen)
@@ -311,20 +386,11 @@ def test_who_looks_sees_the_steps_that_are_over(jobs: list[Job], looks: list[flo
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    st.lists(
-        st.tuples(
-            st.floats(0, 0.5), st.integers(0, 3), st.integers(1, 90), st.integers(0, 40), st.floats(0, 0.4)
-        ),
-        min_size=1,
-        max_size=14,
-    ),
-    looks,
-)
-def test_looking_changes_nothing(jobs: list[Job], looks: list[float]) -> None:
+@given(cancelled_jobs, looks, variants)
+def test_looking_changes_nothing(jobs: list[Job], looks: list[float], variants: Variants) -> None:
     ends = []
     for at in ((), looks):
-        engine, requests = by_runs(parameters(kv_tokens=160), jobs, at)
+        engine, requests = by_runs(parameters(kv_tokens=160, variants=variants), jobs, at)
         ends.append([(r.first_token_s, r.ended_s, r.preemptions, engine.generated(r)) for r in requests])
     assert repr(ends[0]) == repr(ends[1])  # to the last bit; some are nan
 
@@ -392,16 +458,6 @@ def test_step_time_is_the_published_formula(accelerator: str) -> None:
     assert engine.due_s - now_s == pytest.approx(
         p.base_s + 2 * p.sequence_s + (1002 + 202) * p.context_token_s, rel=1e-12
     )
-
-
-def test_decode_runs_add_up_to_their_steps() -> None:
-    p = PARAMETERS["mi325x", GRANITE]
-    each = [p.step_s(7, 5000 + 7 * i) for i in range(300)]
-    assert p.decode_s(300, 7, 5000) == pytest.approx(sum(each), rel=1e-12)
-    for steps in (0, 1, 17, 299):
-        end_s = p.decode_s(steps, 7, 5000)
-        assert p.steps_within(end_s + 1e-9, 7, 5000) == steps
-        assert p.steps_within(end_s - 1e-9, 7, 5000) == max(0, steps - 1)
 
 
 def test_a_prompt_seen_before_hits_all_but_its_last_token() -> None:
@@ -489,12 +545,13 @@ def test_slowdown_stretches_the_steps_that_begin_later() -> None:
     assert ends[1] == pytest.approx(3 * ends[0])
 
 
-def test_max_steps_only_divides_the_runs() -> None:
+@pytest.mark.parametrize("variants", [Variants(), EVERYTHING])
+def test_max_steps_only_divides_the_runs(variants: Variants) -> None:
     rng = random.Random(3)
     prompts = [(rng.randint(1, 80), rng.randint(1, 60)) for _ in range(20)]
     ends = []
     for most in (1, 3, 1 << 40):
-        engine = Engine(parameters(kv_tokens=320))
+        engine = Engine(parameters(kv_tokens=320, variants=variants))
         requests = [EngineRequest((), p, o) for p, o in prompts]
         for request in requests:
             engine.submit(request, 0.0)
@@ -503,3 +560,51 @@ def test_max_steps_only_divides_the_runs() -> None:
         ends.append([r.ended_s for r in requests])
     assert ends[1] == pytest.approx(ends[0])
     assert ends[2] == pytest.approx(ends[0])
+
+
+def busy(variants: Variants, seconds: float = 3.0, **changes: object) -> tuple[Engine, list[tuple]]:
+    """An H100 with Poisson arrivals, and what became of each request."""
+    rng = random.Random(11)
+    p = structs.replace(PARAMETERS["h100-nvl", GRANITE], variants=variants, **changes)
+    jobs, now_s = [], 0.0
+    while (now_s := now_s + rng.expovariate(12)) < seconds:
+        jobs.append((now_s, rng.randrange(4), rng.randrange(1, 9000), rng.randrange(1, 600), math.inf))
+    engine, requests = by_runs(p, jobs)
+    return engine, [(r.cached_tokens, r.first_token_s, r.ended_s, r.preemptions) for r in requests]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_one_seed_gives_the_same_to_the_last_bit(name: str) -> None:
+    assert repr(busy(VARIANTS[name])[1]) == repr(busy(VARIANTS[name])[1])
+    other = structs.replace(VARIANTS[name], seed=99)
+    assert (busy(other)[1] == busy(VARIANTS[name])[1]) is not VARIANTS[name].random
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "plain"])
+def test_every_variant_changes_what_the_plain_engine_does(name: str) -> None:
+    assert busy(VARIANTS[name])[1] != busy(Variants())[1]
+
+
+def test_speculation_takes_fewer_and_dearer_steps() -> None:
+    plain, speculative = Engine(parameters()), Engine(parameters(variants=VARIANTS["speculative"]))
+    ends_s = []
+    for engine in (plain, speculative):
+        for _ in range(8):
+            engine.submit(EngineRequest((), 20, 400), 0.0)
+        ends_s.append(run_until_idle(engine)[0])
+    assert speculative.generated_tokens == plain.generated_tokens == 8 * 400
+    assert plain.step / 5 < speculative.step < plain.step / 1.5
+    assert ends_s[1] < ends_s[0]
+    assert ends_s[1] / speculative.step == pytest.approx(1.12 * ends_s[0] / plain.step, rel=0.05)
+
+
+@pytest.mark.parametrize("sequences", [1, 7, 60])
+def test_a_budget_of_2048_chunks_every_prompt_and_leaves_decoding_its_tokens(sequences: int) -> None:
+    engine = Engine(structs.replace(PARAMETERS["h100-nvl", GRANITE], step_tokens=2048))
+    for _ in range(sequences):
+        engine.submit(EngineRequest((), 5000, 50), 0.0)
+    _, runs = run_until_idle(engine)
+    assert sum(ran.prefill_tokens for ran in runs) == 5000 * sequences
+    assert max(ran.prefill_tokens + ran.decoding for ran in runs) == 2048
+    assert [ran.prefill_tokens for ran in runs[:2]] == [2048, 2048]
+    assert engine.generated_tokens == 50 * sequences

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -66,6 +67,25 @@ async def test_tokens_can_be_sent_several_at_once_the_first_alone(ask: Ask) -> N
     assert sum(lengths) == 40
     assert len(lengths) in (5, 6)
     assert max(lengths) == 10
+
+
+async def test_speculative_decoding_sends_several_tokens_a_step(ask: Ask) -> None:
+    spec = EngineSpec(num_speculative_tokens=3, kv_tokens=1600)
+    async with running_fleet([spec], speed=SPEED) as (engine,):
+        answer = await ask(engine.url, COMPLETIONS, completion(stream=True, max_tokens=300))
+        plain = (await ask(engine.url, COMPLETIONS, completion(max_tokens=300))).json()
+        longest = await ask(engine.url, COMPLETIONS, completion(max_tokens=1497))
+        too_long = await ask(engine.url, COMPLETIONS, completion(max_tokens=1498))
+        page = engine.metrics.page().decode()
+    labels = '{engine="0",model_name="granite-4.1-8b"}'
+    texts = [event["choices"][0]["text"] for event in answer.events[:-1]]
+    lengths = [len(text) // 4 for text in texts]
+    assert lengths[0] == 1
+    assert set(lengths[1:-1]) == {1, 2, 3, 4}
+    assert sum(lengths) == 300
+    assert f"\nvllm:iteration_tokens_total_sum{labels} {float(3 * 100 + 300 + 300 + 1497 - 2 * 96)}\n" in page
+    assert "".join(texts) == plain["choices"][0]["text"]
+    assert (longest.status, too_long.status) == (200, 400)
 
 
 async def test_a_chat_stream_begins_with_the_role(ask: Ask) -> None:
@@ -365,6 +385,23 @@ async def test_the_metrics_page_says_what_the_engine_does(connect: Connect, ask:
         'vllm:request_prompt_tokens_sum{engine="0",model_name="m"} 100.0',
     ):
         assert f"\n{line}\n" in page
+
+
+async def test_metrics_and_state_are_of_the_moment_in_the_middle_of_a_long_run(
+    connect: Connect, ask: Ask
+) -> None:
+    async with running_fleet(speed=100) as (engine,):
+        (await connect(engine.url)).send(COMPLETIONS, completion(max_tokens=100_000))
+        tokens = 0.0
+        while tokens < 10:
+            page = (await ask(engine.url, "/metrics")).body.decode()
+            tokens = float(re.findall(r"^vllm:generation_tokens_total\{.*\} (.*)$", page, re.MULTILINE)[0])
+        due_s = engine.engine.due_s
+        state = (await ask(engine.url, "/sim/state")).json()
+        assert engine.engine.due_s == due_s
+    assert tokens < 50_000
+    assert due_s > 800
+    assert state["kv_usage"] * 363_000 >= 100 + tokens
 
 
 async def test_a_request_id_and_model_with_quotes_stay_json(ask: Ask) -> None:

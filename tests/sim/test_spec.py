@@ -60,6 +60,8 @@ def test_a_bare_list_is_a_fleet(tmp_path: Path) -> None:
         ("speed: 0\nengines: [{}]", "speed"),
         ("engines: [", "not YAML"),
         ("engines: [{loras: 3}]", "loras"),
+        ("engines: [{batch_buckets: tpu}]", "batch_buckets"),
+        ("engines: [{step_jitter: 10}]", "step_jitter"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, text: str, named: str) -> None:
@@ -79,6 +81,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (FleetItem(accelerator="h100-nvI"), "did you mean h100-nvl"),
         (FleetItem(accelerator="gaudi3", constants=SARVAM), "not measured on gaudi3"),
         (FleetItem(kv_tokens=10), "kv_tokens"),
+        (FleetItem(kv_tokens=1000, kv_scale=0.01), "kv_tokens"),
+        (FleetItem(kv_tokens=16, num_speculative_tokens=20), "num_speculative_tokens"),
+        (FleetItem(recompile_s=3, batch_buckets="cuda-graph"), "recompile_s"),
     ],
 )
 def test_an_engine_that_cannot_be_is_named(item: EngineSpec, named: str) -> None:
@@ -111,3 +116,49 @@ def test_a_fleet_file_may_bring_constants_of_its_own(tmp_path: Path) -> None:
     assert (first.name, second.name) == ("my-card-0", "my-card-1")
     assert first.parameters() == second.parameters()
     assert (first.parameters().prefill_tokens_per_s, first.parameters().kv_blocks) == (5000, 200)
+
+
+def test_variants_are_keys_of_an_engine(tmp_path: Path) -> None:
+    text = """
+    - accelerator: gaudi3
+      count: 2
+      batch_buckets: hpu
+      recompile_s: 5
+      num_speculative_tokens: 3
+      draft_acceptance: [8, 2]
+      draft_cost: 0.05
+      prefill_doubling_tokens: 24000
+      step_jitter: 0.1
+      kv_scale: 0.7
+      max_num_batched_tokens: 2048
+      seed: 3
+    """
+    first, second = (spec.parameters() for spec in expand(load_fleet(fleet_file(tmp_path, text)).engines))
+    assert (first.kv_tokens, first.step_tokens) == (333_900, 2048)
+    said = dict(first.variants.said())
+    assert said.pop("seed") != second.variants.seed
+    assert said == {
+        "batch_buckets": "hpu",
+        "recompile_s": 5,
+        "num_speculative_tokens": 3,
+        "draft_acceptance": (8, 2),
+        "draft_cost": 0.05,
+        "prefill_doubling_tokens": 24000,
+        "step_jitter": 0.1,
+    }
+
+
+def test_the_seed_and_the_name_decide_what_is_random() -> None:
+    seeds = {
+        (seed, name): EngineSpec(step_jitter=0.1, seed=seed, name=name).parameters().variants.seed
+        for seed in (0, 1)
+        for name in ("a", "b")
+    }
+    assert len(set(seeds.values())) == 4
+    assert EngineSpec(step_jitter=0.1, seed=1, name="b").parameters().variants.seed == seeds[1, "b"]
+    assert EngineSpec(name="a").parameters() == EngineSpec(name="b").parameters()
+
+
+def test_speculation_needs_room_for_what_it_drafts() -> None:
+    plain, speculative = EngineSpec(kv_tokens=1600), EngineSpec(kv_tokens=1600, num_speculative_tokens=4)
+    assert (plain.context_tokens(), speculative.context_tokens()) == (1600, 1596)

@@ -8,7 +8,7 @@ import pytest
 
 from pointsman.bench.report import Slo
 from pointsman.bench.run import Load
-from pointsman.bench.workload import SharedPrefix
+from pointsman.bench.workloads import SharedPrefix
 from pointsman.sim.spec import FleetItem
 from pointsman.twin.compare import METRICS, Run, Task, metric, simulate, summarise_runs
 from pointsman.twin.gateway import Served

@@ -13,7 +13,7 @@ from pointsman.bench.client import Client, Target
 from pointsman.bench.pace import Pace
 from pointsman.bench.run import Load
 from pointsman.bench.text import text
-from pointsman.bench.workload import Call, SharedPrefix
+from pointsman.bench.workloads import Call, SharedPrefix
 from pointsman.endpoints.metrics.mapping import PageReader
 from pointsman.endpoints.metrics.vllm import ENGINE
 from pointsman.errors import SettingsError

@@ -13,7 +13,7 @@ import msgspec
 from pointsman.bench.connection import Answer, Broken, Connections
 from pointsman.bench.pace import Pace
 from pointsman.bench.stream import Gaps, Reading
-from pointsman.bench.workload import Call
+from pointsman.bench.workloads import Call
 from pointsman.config import Url, split_url
 from pointsman.errors import SettingsError
 from pointsman.types import Usage
@@ -22,7 +22,6 @@ Api = Literal["completions", "chat"]
 _PATHS: Mapping[Api, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 ENDPOINT_HEADERS = (b"x-pointsman-endpoint", b"x-gateway-destination-endpoint-served")
 """Response headers in which a router may say who answered."""
-_KEPT_BYTES = 256 << 20
 _PROBE_TIMEOUT_S = 10.0
 
 
@@ -72,8 +71,6 @@ class Client:
         self._target = target
         self._pace = pace
         self._connections = Connections(url, _tls(url, target))
-        self._requests: dict[Call, bytes] = {}
-        self._requests_bytes = 0
         self.gaps = Gaps()
         self.model = target.model
         fixed = {"Host": url.authority, "User-Agent": "pointsman-bench", "Accept": "*/*"}
@@ -146,19 +143,11 @@ class Client:
             record.error, record.detail = "cut off", "the stream ended without [DONE]"
 
     def _request(self, call: Call) -> bytes:
-        """Head and body, encoded once for calls of a group: their workload repeats them."""
-        request = self._requests.get(call)
-        if request is None:
-            request = self._encode(call)
-            if call.group >= 0 and self._requests_bytes + len(request) <= _KEPT_BYTES:
-                self._requests[call] = request
-                self._requests_bytes += len(request)
-        return request
-
-    def _encode(self, call: Call) -> bytes:
+        """Head and body."""
         body = msgspec.json.encode(self._fields(call))
+        own = "".join([f"{name}: {value}\r\n" for name, value in call.headers])
         head = (
-            f"POST {quote(self._prefix)}{_PATHS[self._target.api]} HTTP/1.1\r\n{self._head}\r\n"
+            f"POST {quote(self._prefix)}{_PATHS[self._target.api]} HTTP/1.1\r\n{self._head}\r\n{own}"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return head.encode() + body
@@ -166,8 +155,11 @@ class Client:
     def _fields(self, call: Call) -> dict[str, Any]:
         chat = self._target.api == "chat"
         prompt = {"messages": [{"role": "user", "content": call.prompt}]} if chat else {"prompt": call.prompt}
-        fields: dict[str, Any] = {"model": self.model, **prompt, "max_tokens": call.output_tokens}
-        fields |= {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+        fields: dict[str, Any] = {"model": call.model or self.model, **prompt}
+        fields |= {"max_tokens": call.output_tokens, "temperature": 0}
+        fields |= {"stream": True, "stream_options": {"include_usage": True}}
+        if call.cache_salt:
+            fields["cache_salt"] = call.cache_salt
         if self._target.ignore_eos:
             fields["ignore_eos"] = True
         return fields | dict(self._target.extra)

@@ -20,7 +20,7 @@ from pointsman.bench.pace import Pace
 from pointsman.bench.report import Slo, Stage
 from pointsman.bench.run import Bench, Load, Progress, check_room
 from pointsman.bench.site import Lag, Site, site, watching
-from pointsman.bench.workload import SharedPrefix
+from pointsman.bench.workloads import SharedPrefix
 from pointsman.config import Log, MetricsSettings, Scheduling, Server, Settings
 from pointsman.scheduling.presets import DEFAULT
 from pointsman.sim.profiles import GRANITE, PARAMETERS

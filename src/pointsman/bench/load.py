@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from pointsman.bench.client import Record
 from pointsman.bench.pace import Pace
-from pointsman.bench.workload import Call
+from pointsman.bench.workloads import Call
 
 Send = Callable[[Call, float], Awaitable[Record]]
 OnRecord = Callable[[Record], None]
@@ -19,16 +19,14 @@ OnRecord = Callable[[Record], None]
 async def open_loop(
     send: Send, calls: Iterator[Call], due: Iterable[float], pace: Pace, on_record: OnRecord
 ) -> None:
-    """One call at each of ``due`` (seconds from now, ascending), then wait until all have ended."""
-
-    async def one(call: Call, due_s: float) -> None:
-        on_record(await send(call, due_s))
-
+    """One call at each of ``due`` (seconds from now, ascending), then wait until all have ended, and with
+    them all that follow from them.
+    """
     start_s = pace.now()
     async with asyncio.TaskGroup() as group:
         for after_s, call in zip(due, calls, strict=False):
             await pace.until(start_s + after_s)
-            group.create_task(one(call, start_s + after_s))
+            group.create_task(_make(call, start_s + after_s, send, pace, on_record, group))
             await asyncio.sleep(0)  # a late call goes out at once, not after all the other late ones
 
 
@@ -37,7 +35,8 @@ async def closed_loop(
 ) -> None:
     """Keep ``concurrency`` requests running until the clock says ``until_s`` or the calls end.
 
-    A request is due when its predecessor ended, so being due and being sent are the same.
+    A request is due when its predecessor ended, so being due and being sent are the same. Where further
+    calls follow from one, its place is free when the last of them has ended.
     """
 
     async def worker() -> None:
@@ -45,8 +44,21 @@ async def closed_loop(
             call = next(calls, None)
             if call is None:
                 return
-            on_record(await send(call, now_s))
+            async with asyncio.TaskGroup() as following:
+                await _make(call, now_s, send, pace, on_record, following)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):
             group.create_task(worker())
+
+
+async def _make(
+    call: Call, due_s: float, send: Send, pace: Pace, on_record: OnRecord, group: asyncio.TaskGroup
+) -> None:
+    """Make the call when it is due; what follows it becomes tasks of ``group``."""
+    await pace.until(due_s)
+    record = await send(call, due_s)
+    on_record(record)
+    if call.then is not None and not record.error:
+        for think_s, following in call.then():
+            group.create_task(_make(following, record.end_s + think_s, send, pace, on_record, group))

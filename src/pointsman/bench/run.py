@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice, tee
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -15,10 +15,10 @@ from pointsman.bench.busy import Busy
 from pointsman.bench.client import Client, Record
 from pointsman.bench.connection import room_for
 from pointsman.bench.load import OnRecord, Send, closed_loop, open_loop
-from pointsman.bench.pace import ARRIVALS, Pace
+from pointsman.bench.pace import Arrivals, Pace, due_times
 from pointsman.bench.report import NO_SLO, Slo, Stage, summarise
 from pointsman.bench.stream import Gaps
-from pointsman.bench.workload import Call, Workload
+from pointsman.bench.workloads import Call, Workload
 
 OPEN_LOOP_ROOM = 512
 """Connections an open loop must at least have room for; its need is known only afterwards."""
@@ -35,7 +35,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Engine seconds of sending; the stage then waits until all have ended."""
     requests: Annotated[int, Meta(ge=1)] | None = None
     """Stop after so many; open loop: instead of rate x duration."""
-    arrivals: Literal["poisson", "constant"] = "poisson"
+    arrivals: Arrivals = "poisson"
+    """Open loop: when requests are due."""
 
     @property
     def name(self) -> str:
@@ -131,7 +132,7 @@ class Bench:
         else:
             count = load.requests or max(1, round(load.rate * load.duration_s))
             calls = self._calls
-            due = ARRIVALS[load.arrivals](self._rng, load.rate, count)
+            due = due_times(load.arrivals, self._rng, load.rate, count)
         await open_loop(send, calls, due, self._pace, on_record)
 
 

@@ -14,8 +14,9 @@ from pointsman.errors import SettingsError
 
 if TYPE_CHECKING:
     from pointsman.bench.client import Target
+    from pointsman.bench.pace import Arrivals
     from pointsman.bench.run import Load, Progress, Result
-    from pointsman.bench.workload import Workload
+    from pointsman.bench.workloads import AnyWorkload
 
 NAME = "bench"
 HELP = "load an OpenAI-compatible server and report latencies, throughput and prefix hits"
@@ -51,43 +52,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--concurrency", metavar="N[:S],...", help="requests at once; a list is a ladder of stages")
     add("--duration", type=float, default=30.0, metavar="S", help="of sending, a stage; default: %(default)g")
     add("--requests", type=int, metavar="N", help="requests a stage instead of rate x duration")
-    add("--arrivals", choices=("poisson", "constant"), default="poisson", help="default: %(default)s")
+    add(
+        "--arrivals",
+        default="poisson",
+        metavar="NAME",
+        help="poisson, constant, bursts or day; bursts,cv=3 gives a parameter; default: %(default)s",
+    )
     add("--seed", type=int, default=0, help="equal seeds send equal requests; default: %(default)s")
     add("--speed", type=float, default=1.0, metavar="X", help="of a simulated fleet: report in its seconds")
 
-    work = parser.add_argument_group("workload (lengths in tokens, made for about 4 bytes a token)")
+    work = parser.add_argument_group(
+        "workload (lengths in tokens, made for about 4 bytes a token)",
+        "docs/reference/workloads.md lists the kinds, their parameters and defaults.",
+    )
     add = work.add_argument
     add(
         "--workload",
-        choices=("shared-prefix", "random", "trace"),
         default="shared-prefix",
-        help="default: %(default)s",
+        metavar="KIND|FILE",
+        help="a kind, or a YAML file that names one as kind; default: %(default)s",
     )
-    add("--groups", type=int, default=32, help="of prompts with the same start; default: %(default)s")
-    add("--prompts-per-group", type=int, default=5, metavar="N", help="default: %(default)s")
-    add(
-        "--system-prompt-len",
-        type=int,
-        default=2048,
-        metavar="N",
-        help="shared by a group; default: %(default)s",
-    )
-    add("--question-len", type=int, default=256, metavar="N", help="default: %(default)s")
-    add("--input-len", type=int, default=512, metavar="N", help="random: prompt length; default: %(default)s")
-    add("--output-len", type=int, default=128, metavar="N", help="default: %(default)s")
-    add(
-        "--spread",
-        type=float,
-        default=0.0,
-        metavar="F",
-        help="random: lengths vary by this share; default: 0",
-    )
-    add(
-        "--trace",
-        metavar="FILE",
-        help="JSONL with timestamp, input_length, output_length, hash_ids (Mooncake)",
-    )
-    add("--trace-faster", type=float, default=1.0, metavar="X", help="replay X times as fast; default: 1")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the workload")
+    add("--groups", type=int, help="of prompts with the same start")
+    add("--prompts-per-group", type=int, metavar="N", help="distinct questions of each group")
+    add("--system-prompt-len", type=int, metavar="N", help="shared by a group")
+    add("--question-len", type=int, metavar="N", help="what follows it")
+    add("--input-len", type=int, metavar="N", help="random: prompt length")
+    add("--output-len", type=int, metavar="N", help="length of an output")
+    add("--spread", type=float, metavar="F", help="random: lengths vary by this share")
+    add("--trace", metavar="FILE", help="trace: the file, in Mooncake's format")
+    add("--trace-faster", type=float, metavar="X", help="trace: replay X times as fast")
 
     out = parser.add_argument_group("report")
     add = out.add_argument
@@ -107,20 +101,23 @@ def run(args: argparse.Namespace) -> int:
     load_hdrh()
     if args.plot:
         check_plot(args.plot)
-    loads, workload = _loads(args), _workload(args)
+    workload = _workload(args)
+    loads = _loads(args, workload)
+    workload.calls(args.seed)  # a trace that cannot be read is found now
     check_room(loads)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         done, whole = runner.run(_bench(args, loads, workload))
-    _report(args, done, whole)
+    _report(args, workload, done, whole)
     if not whole:
         return 130
     return 0 if any(stage.ok for stage in done.stages) else 1
 
 
-def _loads(args: argparse.Namespace) -> list[Load]:
+def _loads(args: argparse.Namespace, workload: AnyWorkload) -> list[Load]:
     from pointsman.bench.run import Load
+    from pointsman.bench.workloads import Trace
 
-    trace = args.workload == "trace"
+    trace = isinstance(workload, Trace)
     if trace and args.rate:
         raise SettingsError("--rate: a trace brings its own times; leave it out or use --trace-faster")
     if bool(args.rate) + bool(args.concurrency) != 1 and not trace:
@@ -132,12 +129,26 @@ def _loads(args: argparse.Namespace) -> list[Load]:
     if trace and not args.concurrency:
         return [Load(requests=args.requests)]
     option, text = ("--rate", args.rate) if args.rate else ("--concurrency", args.concurrency)
+    arrivals = _arrivals(args.arrivals)
     loads = []
     for part in text.split(","):
         value, seconds = _stage(option, part, args.duration)
         what = {"rate": value} if args.rate else {"concurrency": int(value)}
-        loads.append(Load(duration_s=seconds, requests=args.requests, arrivals=args.arrivals, **what))
+        loads.append(Load(duration_s=seconds, requests=args.requests, arrivals=arrivals, **what))
     return loads
+
+
+def _arrivals(text: str) -> Arrivals:
+    """``bursts`` or ``bursts,cv=3``."""
+    from pointsman.bench.run import Load
+    from pointsman.config import convert, override
+
+    name, *parameters = text.split(",")
+    tree: dict[str, object] = {"kind": name}
+    for parameter in parameters:
+        override(tree, parameter)
+    given = {"arrivals": tree if parameters else name}
+    return convert(given, Load, "--arrivals", lists="docs/reference/workloads.md lists them").arrivals
 
 
 def _stage(option: str, text: str, default_s: float) -> tuple[float, float]:
@@ -153,21 +164,32 @@ def _stage(option: str, text: str, default_s: float) -> tuple[float, float]:
     return number, duration_s
 
 
-def _workload(args: argparse.Namespace) -> Workload:
-    from pointsman.bench.trace import read_trace
-    from pointsman.bench.workload import SharedPrefix, Unrelated
+_PARAMETERS = {
+    "groups": "groups",
+    "prompts_per_group": "prompts_per_group",
+    "system_prompt_len": "system_prompt_len",
+    "question_len": "question_len",
+    "input_len": "input_len",
+    "output_len": "output_len",
+    "spread": "spread",
+    "trace": "path",
+    "trace_faster": "faster",
+}
+"""Options that are parameters of a workload."""
 
-    if args.workload == "trace":
-        if not args.trace:
-            raise SettingsError("--trace: the trace workload needs a file")
-        return read_trace(args.trace, faster=args.trace_faster, limit=args.requests)
-    if args.workload == "random":
-        return Unrelated(args.input_len, args.output_len, args.spread)
-    lengths = args.system_prompt_len, args.question_len, args.output_len
-    return SharedPrefix(args.groups, args.prompts_per_group, *lengths)
+
+def _workload(args: argparse.Namespace) -> AnyWorkload:
+    from pointsman.bench.workloads.reading import read_workload
+
+    given = {
+        key: value for option, key in _PARAMETERS.items() if (value := getattr(args, option)) is not None
+    }
+    if args.workload == "trace" and not (args.trace or args.set):
+        raise SettingsError("--trace: the trace workload needs a file")
+    return read_workload(args.workload, args.set, given)
 
 
-async def _bench(args: argparse.Namespace, loads: list[Load], workload: Workload) -> tuple[Result, bool]:
+async def _bench(args: argparse.Namespace, loads: list[Load], workload: AnyWorkload) -> tuple[Result, bool]:
     """The result, and whether it is the whole run's: Ctrl-C ends it with what has been measured so far."""
     from pointsman.bench.busy import Watch
     from pointsman.bench.client import Client
@@ -247,7 +269,7 @@ class _Shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _report(args: argparse.Namespace, done: Result, whole: bool) -> None:
+def _report(args: argparse.Namespace, workload: AnyWorkload, done: Result, whole: bool) -> None:
     import msgspec
 
     from pointsman.bench.plot import plot
@@ -261,6 +283,7 @@ def _report(args: argparse.Namespace, done: Result, whole: bool) -> None:
         written = {
             "pointsman_bench": 1,
             "command": _command(args),
+            "workload": msgspec.to_builtins(workload),
             "complete": whole,
             **msgspec.to_builtins(done),
         }

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 NAME = "engine"
 HELP = "simulate model servers over HTTP"
 DEFAULT_PORT = 8000
-_OF_ONE_ENGINE = ("port", "model", "accelerator", "set")
+_VARIANTS = (
+    "batch_buckets",
+    "recompile_s",
+    "num_speculative_tokens",
+    "prefill_doubling_tokens",
+    "step_jitter",
+    "max_num_batched_tokens",
+    "kv_scale",
+    "seed",
+)
+_OF_ONE_ENGINE = ("port", "model", "accelerator", "set", *_VARIANTS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +48,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--host", metavar="ADDRESS", help="address to listen on; default: 127.0.0.1")
     add("--speed", type=float, metavar="X", help="simulated seconds in one of ours; default: 1")
     add("--tokens-per-chunk", type=int, metavar="N", help="tokens a stream sends at once; default: 1")
+    add = parser.add_argument_group(
+        "variants", "what real engines do and the plain equation leaves out; off by default"
+    ).add_argument
+    add("--batch-buckets", choices=("cuda-graph", "hpu"), help="decode batches are padded to these sizes")
+    add("--recompile-s", type=float, metavar="S", help="a bucket met for the first time is compiled so long")
+    add("--num-speculative-tokens", type=int, metavar="K", help="tokens drafted a step for each sequence")
+    add("--prefill-doubling-tokens", type=int, metavar="N", help="there a prompt token takes twice as long")
+    add(
+        "--step-jitter",
+        type=float,
+        nargs="?",
+        const=0.1,
+        metavar="SHARE",
+        help="standard deviation of a step's duration; 0.1 when no share is given",
+    )
+    add("--max-num-batched-tokens", type=int, metavar="N", help="token budget of a step")
+    add("--kv-scale", type=float, metavar="X", help="factor on the size of the KV cache")
+    add("--seed", type=int, metavar="N", help="of what is random")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,7 +90,8 @@ def _fleet(args: argparse.Namespace) -> FleetFile:
     else:
         mixed = next((name for name in _OF_ONE_ENGINE if getattr(args, name) is not None), None)
         if mixed is not None:
-            raise SettingsError(f"--{mixed}: is for a single engine; write it into the fleet file instead")
+            option = mixed.replace("_", "-")
+            raise SettingsError(f"--{option}: is for a single engine; write it into the fleet file instead")
         fields = msgspec.structs.asdict(load_fleet(args.fleet))
     for field in ("host", "speed", "tokens_per_chunk"):
         if getattr(args, field) is not None:
@@ -77,10 +106,9 @@ def _one_engine(args: argparse.Namespace) -> dict[str, object]:
     import yaml
 
     fields: dict[str, object] = {"port": DEFAULT_PORT if args.port is None else args.port}
-    if args.model is not None:
-        fields["model"] = args.model
-    if args.accelerator is not None:
-        fields["accelerator"] = args.accelerator
+    for field in ("model", "accelerator", *_VARIANTS):
+        if getattr(args, field) is not None:
+            fields[field] = getattr(args, field)
     for setting in args.set or ():
         key, equals, value = setting.partition("=")
         if not equals:
@@ -117,6 +145,7 @@ def report(engines: Sequence[SimulatedEngine]) -> str:
         kv, block = engine.engine.kv, engine.engine.parameters.block_tokens
         models = ", ".join(engine.spec.models)
         facts = f"models: {models}  block: {block} tokens  KV: {kv.blocks * block:,} tokens"
+        facts += "".join(f"  {key}: {value}" for key, value in engine.spec.variants().said().items())
         lines.append(f"  {engine.name:<{width}}  {engine.url}  {facts}")
     lines.append(f"route to them: pointsman serve {' '.join(engine.url for engine in engines)}")
     return "\n".join(lines)

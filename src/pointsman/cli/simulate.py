@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,6 +24,7 @@ HELP = "what a policy does to a fleet you describe, in virtual time"
 POLICIES = ("default", "round-robin", "k8s-random")
 """Compared when none is named."""
 SEEDS = 3
+OBJECTIVES = ("output-tok-s", "goodput", "ttft-p99")
 MAX_MINUTES = 1440.0
 
 
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "three accelerators and its workload."
     )
     add = parser.add_argument
-    add("scenario", nargs="?", metavar="SCENARIO", help="YAML file: fleet, workload, stages, incidents")
+    add("scenario", nargs="*", metavar="SCENARIO", help="YAML file: fleet, workload, stages, incidents")
     add(
         "--policy",
         action="append",
@@ -49,6 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = size.add_argument
     add("--capacity", action="store_true", help="find the highest rate that keeps the SLO, by bisection")
     add("--minutes", type=float, default=20.0, metavar="N", help="it must hold for; default: %(default)g")
+    tune = parser.add_argument_group("grid")
+    add = tune.add_argument
+    add(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="PLUGIN.KEY=V,V,...",
+        help="run the policy with every combination of these weights or parameters and rank them",
+    )
+    add("--objective", choices=OBJECTIVES, default=OBJECTIVES[0], help="default: %(default)s")
     out = parser.add_argument_group("report")
     add = out.add_argument
     add("--json", action="store_true", help="a JSON object for each policy, seed and stage, then a summary")
@@ -59,16 +71,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pointsman.twin.scenario import load_scenario
 
-    scenario = load_scenario(args.scenario, args.set)
+    scenarios = {Path(path).stem: load_scenario(path, args.set) for path in args.scenario}
+    if not scenarios:
+        scenarios = {"": load_scenario(None, args.set)}
+    if len(scenarios) > 1 and not args.grid:
+        raise SettingsError("SCENARIO: only a --grid takes several")
     policies = _policies(args)
     if args.seeds < 1:
         raise SettingsError("--seeds: must be at least 1")
     seeds = range(args.seed, args.seed + args.seeds)
-    if args.decisions and (len(policies) * len(seeds) > 1 or args.capacity):
+    several = len(policies) * len(seeds) > 1 or args.capacity or args.grid
+    if args.decisions and several:
         raise SettingsError("--decisions: of one run; give one --policy and --seeds 1")
     _prepare(args)
-    mode = _capacity if args.capacity else _compare
-    mode(args, scenario, policies, seeds)
+    if args.grid:
+        _grid(args, scenarios, policies, seeds)
+    else:
+        (scenario,) = scenarios.values()
+        (_capacity if args.capacity else _compare)(args, scenario, policies, seeds)
     return 0
 
 
@@ -118,6 +138,36 @@ def _capacity(
         f"{fleet(scenario)}\n\n{title}\n\n{capacities(held)}",
         capacity_lines(held),
         lambda folder: draw_capacities(held, folder, f"{fleet(scenario)}\n{title}"),
+    )
+
+
+def _grid(
+    args: argparse.Namespace,
+    scenarios: Mapping[str, Scenario],
+    policies: Sequence[Policy],
+    seeds: Sequence[int],
+) -> None:
+    from pointsman.twin.grid import axis, points, rank
+    from pointsman.twin.plots import draw_ranking
+    from pointsman.twin.records import grid_lines
+    from pointsman.twin.tables import fleet, ranking
+
+    if args.capacity:
+        raise SettingsError("--grid, --capacity: one at a time")
+    if not args.policy:
+        raise SettingsError("--grid: of which preset? Give its --policy")
+    axes = [axis(text) for text in args.grid]
+    for policy in policies:
+        for point in points(policy, axes):
+            point.load()
+    found = rank(scenarios, policies, axes, seeds, args.objective, partial(_each, args))
+    title = "\n".join(f"{name} {fleet(scenario)}".strip() for name, scenario in scenarios.items())
+    _report(
+        args,
+        "grid",
+        f"{title}\n\n{ranking(found)}",
+        grid_lines(found),
+        lambda folder: draw_ranking(found, folder, title),
     )
 
 

@@ -34,8 +34,22 @@ PRESETS: Mapping[str, Parameters] = {
     "power-of-two": {"power-of-two-picker": {}},
     "consistent-hash": {"consistent-hash-picker": {}},
     "bounded-hash": {"consistent-hash-picker": {"loadFactor": 1.05}},
+    "cache-aware": {"cache-aware-picker": {}},
+    "cache-aware-vllm-router": {
+        "cache-aware-picker": {
+            "cacheThreshold": 0.3,
+            "balanceAbsThreshold": 64,
+            "balanceRelThreshold": 1.5,
+        }
+    },
+    "dynamo": {"dynamo-cost-scorer": {}, "max-score-picker": {}},
+    "lmetric": {"lmetric-scorer": {}, "max-score-picker": {}},
 }
-"""Preset to its plugins, in order, with the parameters that are not left at their defaults."""
+"""Preset to its plugins, in order, with the parameters that are not left at their defaults.
+
+``cache-aware`` has the numbers that the SGLang router began with. vllm-router 0.1.17 has others, and SMG
+1.13 the same as vllm-router, though it compares an endpoint's load with the mean and not with the least.
+"""
 
 SESSIONS = "session-affinity-filter"
 DETECTOR: Parameters = {"utilization-detector": {"stalenessPolicy": "ignore"}}

@@ -51,6 +51,7 @@ class EngineMetrics:
         self._engine = engine
         self.ended = {"stop": 0, "length": 0, "abort": 0}
         self.rejected = 0
+        self._generated = 0
         self._format, self._slots, self._histograms = _page(
             model, _cache_config(engine, max_model_len), started_unix_s
         )
@@ -63,7 +64,9 @@ class EngineMetrics:
         each_s = ran.duration_s / ran.steps
         if ran.decoding:
             self._itl.observe(each_s, ran.steps * ran.decoding)
-        self._iteration.observe(ran.decoding + ran.prefill_tokens, ran.steps)
+        generated = self._engine.generated_tokens
+        self._iteration.observe((generated - self._generated) / ran.steps + ran.prefill_tokens, ran.steps)
+        self._generated = generated
 
     def started(self, request: EngineRequest) -> None:
         """A first token is out."""

@@ -7,16 +7,17 @@ cost of a step with prefill trade off in the fit, so none of the three is a meas
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import msgspec
+
+from pointsman.sim.variants import Variants
 
 GRANITE = "granite-4.1-8b"
 SARVAM = "sarvam-30b"
 
 
-class EngineParameters(msgspec.Struct, frozen=True, kw_only=True):
+class EngineParameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One engine's speed and limits. A step lasts ``base_s`` + ``sequence_s`` for each decoding sequence +
     ``context_token_s`` for each token of their context + the prefill tokens at ``prefill_tokens_per_s`` +
     ``prefill_step_s`` when it prefills at all.
@@ -33,36 +34,19 @@ class EngineParameters(msgspec.Struct, frozen=True, kw_only=True):
     step_tokens: int = 8192
     """Token budget of a step: one for each decoding sequence, the rest for prefill."""
     prefix_caching: bool = True
+    variants: Variants = Variants()
+    """How its steps differ from that equation."""
 
     @property
     def kv_blocks(self) -> int:
         return self.kv_tokens // self.block_tokens
 
-    def step_s(self, decoding: int, context_tokens: int, prefill_tokens: int = 0) -> float:
+    def step_s(self, decoding: int, context_tokens: float, prefill_tokens: float = 0) -> float:
         """Duration of one step."""
         seconds = self.base_s + self.sequence_s * decoding + self.context_token_s * context_tokens
         if prefill_tokens:
             seconds += prefill_tokens / self.prefill_tokens_per_s + self.prefill_step_s
         return seconds
-
-    def decode_s(self, steps: int, decoding: int, context_tokens: int) -> float:
-        """Duration of ``steps`` decode steps in a row, each adding one token of context a sequence."""
-        grown = decoding * steps * (steps - 1) / 2
-        return steps * self.step_s(decoding, context_tokens) + self.context_token_s * grown
-
-    def steps_within(self, seconds: float, decoding: int, context_tokens: int) -> int:
-        """How many of such decode steps are over after ``seconds``."""
-        first_s = self.step_s(decoding, context_tokens)
-        half = self.context_token_s * decoding / 2
-        linear = first_s - half
-        steps = max(
-            0, int(2 * seconds / (linear + math.sqrt(linear * linear + 4 * half * max(seconds, 0.0))))
-        )
-        while self.decode_s(steps + 1, decoding, context_tokens) <= seconds:
-            steps += 1
-        while steps and self.decode_s(steps, decoding, context_tokens) > seconds:
-            steps -= 1
-        return steps
 
 
 def _fitted(

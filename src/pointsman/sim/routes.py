@@ -79,6 +79,7 @@ def _empty(engine: SimulatedEngine, request: Request) -> bytes:
 
 
 def _metrics(engine: SimulatedEngine, request: Request) -> bytes:
+    engine.observed()
     return engine.metrics.page() + engine.loras_line()
 
 

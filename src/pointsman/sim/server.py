@@ -456,9 +456,14 @@ class SimulatedEngine:
 
     # for everybody
 
+    def observed(self) -> Engine:
+        """The engine, as it is at this moment."""
+        self.engine.observe(self.now_s())
+        return self.engine
+
     @property
     def state(self) -> EngineState:
-        engine = self.engine
+        engine = self.observed()
         return EngineState(
             name=self.name,
             url=self.url,

@@ -10,17 +10,19 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 import yaml
 from msgspec import Meta, structs
+from xxhash import xxh64_intdigest
 
 from pointsman.errors import SettingsError
 from pointsman.registry import hint
 from pointsman.sim.profiles import ACCELERATORS, GRANITE, MODELS, PARAMETERS, EngineParameters
+from pointsman.sim.variants import Positive, Variants
 
 Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
 MAX_MODEL_LEN = 131_072
 
 
-class EngineSpec(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class EngineSpec(Variants, frozen=True, kw_only=True, omit_defaults=False):
     """One simulated engine. Names and meanings are those of vLLM's options where there is one."""
 
     accelerator: str = ACCELERATORS[0]
@@ -35,6 +37,8 @@ class EngineSpec(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """0 picks a free one."""
     block_tokens: Count | None = None
     kv_tokens: Count | None = None
+    kv_scale: Positive = 1.0
+    """Factor on ``kv_tokens``: what is left of it, or more, than its profile says."""
     max_num_seqs: Count | None = None
     max_num_batched_tokens: Count | None = None
     max_model_len: Count | None = None
@@ -54,19 +58,36 @@ class EngineSpec(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     def parameters(self) -> EngineParameters:
         """Its speed and limits; ``SettingsError`` when there is no such set."""
         found = self.measured or self._known()
+        variants = self.variants()
+        if variants.random:  # engines of a fleet are not random in the same way
+            seed = xxh64_intdigest(self.name.encode(), self.seed)
+            variants = structs.replace(variants, seed=seed)
         changes: dict[str, Any] = {
             "block_tokens": self.block_tokens,
             "kv_tokens": self.kv_tokens,
             "max_sequences": self.max_num_seqs,
             "step_tokens": self.max_num_batched_tokens,
             "prefix_caching": self.enable_prefix_caching,
+            "variants": variants if variants.said() else None,
         }
         parameters = structs.replace(found, **{key: v for key, v in changes.items() if v is not None})
+        parameters = structs.replace(parameters, kv_tokens=round(parameters.kv_tokens * self.kv_scale))
         if not parameters.kv_blocks:
             raise SettingsError(
                 f"kv_tokens: {parameters.kv_tokens} is less than one block of {parameters.block_tokens}"
             )
+        if parameters.kv_blocks * parameters.block_tokens <= variants.num_speculative_tokens:
+            raise SettingsError(
+                f"num_speculative_tokens: {variants.num_speculative_tokens} drafted tokens leave no room in "
+                f"kv_tokens: {parameters.kv_tokens}"
+            )
+        if variants.recompile_s and variants.batch_buckets != "hpu":
+            raise SettingsError("recompile_s: only `batch_buckets: hpu` are compiled when met")
         return parameters
+
+    def variants(self) -> Variants:
+        """How it differs from the plain equation."""
+        return Variants(**{field: getattr(self, field) for field in Variants.__struct_fields__})
 
     def _known(self) -> EngineParameters:
         if self.accelerator not in ACCELERATORS:
@@ -88,10 +109,11 @@ class EngineSpec(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     def context_tokens(self) -> int:
         """Longest prompt and answer together; never more than the KV cache holds."""
         parameters = self.parameters()
-        return min(self.max_model_len or MAX_MODEL_LEN, parameters.kv_blocks * parameters.block_tokens)
+        kv_tokens = parameters.kv_blocks * parameters.block_tokens - self.num_speculative_tokens
+        return min(self.max_model_len or MAX_MODEL_LEN, kv_tokens)
 
 
-class FleetItem(EngineSpec, kw_only=True):
+class FleetItem(EngineSpec, frozen=True, kw_only=True):
     """Several engines alike."""
 
     count: Count | None = None
@@ -151,9 +173,9 @@ def load_fleet(path: str | os.PathLike[str]) -> FleetFile:
 
 def expand(items: Sequence[FleetItem]) -> list[EngineSpec]:
     """One spec an engine, each with a name of its own."""
-    specs = [spec for item in items for spec in item.engines()]
+    specs: list[EngineSpec] = []
     taken: set[str] = set()
-    for spec in specs:
+    for spec in (spec for item in items for spec in item.engines()):
         wanted = name = spec.name or spec.accelerator
         number = 1
         while name in taken:
@@ -162,5 +184,5 @@ def expand(items: Sequence[FleetItem]) -> list[EngineSpec]:
         if spec.name and name != spec.name:
             raise SettingsError(f"name: two engines are called {spec.name!r}")
         taken.add(name)
-        spec.name = name
+        specs.append(structs.replace(spec, name=name))
     return specs

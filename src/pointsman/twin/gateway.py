@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from pointsman.bench.client import Record
-from pointsman.bench.workload import Call
+from pointsman.bench.workloads import Call
 from pointsman.endpoints.pool import Pool
 from pointsman.errors import PointsmanError
 from pointsman.router import Flight, Router

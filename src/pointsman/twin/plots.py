@@ -13,6 +13,7 @@ from pointsman.bench.report import Slo
 from pointsman.bench.table import count, seconds
 from pointsman.twin.capacity import Held
 from pointsman.twin.compare import Run, Summary
+from pointsman.twin.grid import Ranking
 from pointsman.twin.seeds import Mean
 
 _TIMES = ("ttft_p50_s", "ttft_p99_s", "tpot_p99_s")
@@ -59,6 +60,33 @@ def draw_capacities(held: Sequence[Held], folder: Path, title: str) -> list[Path
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title(title, fontsize="medium")
     return _saved(figure, folder, "capacity")
+
+
+def draw_ranking(ranked: Ranking, folder: Path, title: str, most: int = 20) -> list[Path]:
+    """The best points of a grid; the files written."""
+    points = ranked.points[:most]
+    figure, axis = load_pyplot().subplots(figsize=(9, 1.6 + len(points) * _ROW_IN), layout="constrained")
+    for place, point in enumerate(points):
+        axis.barh(place, point.score.mean, 0.7, color="tab:blue")
+        if point.score.ci95:
+            axis.errorbar(
+                point.score.mean, place, xerr=point.score.ci95, color="black", capsize=3, linewidth=1
+            )
+        end = point.score.mean + (point.score.ci95 or 0.0)
+        axis.annotate(
+            f"{point.score.mean:.1%}", (end, place), (5, 0), textcoords="offset points", va="center",
+            fontsize="small",
+        )  # fmt: skip
+    axis.set_xlim(0, 1.15 * max(p.score.mean + (p.score.ci95 or 0.0) for p in points))
+    axis.xaxis.set_major_formatter(_percent)
+    axis.set_yticks(range(len(points)), [point.policy.name.replace(":", ":\n") for point in points])
+    axis.tick_params(axis="y", labelsize="x-small")
+    axis.invert_yaxis()
+    axis.spines[["top", "right"]].set_visible(False)
+    seeds = ranked.points[0].score.seeds
+    whiskers = f"; whiskers: 95% confidence interval over {seeds} seeds" if seeds > 1 else ""
+    axis.set_title(f"{title}\n{ranked.objective}, relative to the best{whiskers}", fontsize="medium")
+    return _saved(figure, folder, "grid")
 
 
 def _saved(figure: Any, folder: Path, name: str) -> list[Path]:

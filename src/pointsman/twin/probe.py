@@ -20,7 +20,7 @@ from pointsman.bench.client import Client, Record
 from pointsman.bench.pace import Pace
 from pointsman.bench.report import tpot_s
 from pointsman.bench.text import text
-from pointsman.bench.workload import Call
+from pointsman.bench.workloads import Call
 from pointsman.endpoints.metrics.mapping import PageReader
 from pointsman.endpoints.metrics.vllm import ENGINE
 from pointsman.errors import SettingsError

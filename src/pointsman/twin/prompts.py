@@ -10,7 +10,7 @@ from xxhash import xxh64_intdigest
 
 from pointsman import api
 from pointsman.api import prompts
-from pointsman.bench.workload import Call
+from pointsman.bench.workloads import Call
 from pointsman.sim import tokens
 from pointsman.types import InferenceRequest, Prompt
 

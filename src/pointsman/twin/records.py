@@ -8,6 +8,7 @@ import msgspec
 
 from pointsman.twin.capacity import Held
 from pointsman.twin.compare import Run, Summary
+from pointsman.twin.grid import Ranking
 from pointsman.twin.seeds import mean_of
 
 
@@ -29,6 +30,18 @@ def capacity_lines(held: Sequence[Held]) -> Iterator[str]:
         for policy in dict.fromkeys(each.policy for each in held)
     }
     yield _line({"summary": msgspec.to_builtins(rates)})
+
+
+def grid_lines(ranked: Ranking) -> Iterator[str]:
+    """A line for each point, the best first, then its margins."""
+    for point in ranked.points:
+        yield _line(
+            {"policy": point.policy.name}
+            | msgspec.to_builtins({"score": point.score, "values": point.values})
+        )
+    margins = [{"over": m.over.name, "fresh_seeds": m.fresh, "better": m.better} for m in ranked.margins]
+    best = ranked.points[0].policy.name
+    yield _line({"summary": {"objective": ranked.objective, "best": best, "margins": margins}})
 
 
 def _line(content: object) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 from pointsman.bench.pace import ARRIVALS
 from pointsman.bench.run import Load
-from pointsman.bench.workload import SharedPrefix
+from pointsman.bench.workloads import SharedPrefix
 from pointsman.sim.profiles import EngineParameters
 from pointsman.sim.spec import FleetItem
 from pointsman.twin.bound import Demand

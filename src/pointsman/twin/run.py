@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import msgspec
+from msgspec import structs
 
-from pointsman.bench.pace import ARRIVALS
+from pointsman.bench.pace import due_times
 from pointsman.bench.run import Load
-from pointsman.bench.workload import Call
+from pointsman.bench.workloads import Call
 from pointsman.config import Endpoint as EndpointSettings
 from pointsman.endpoints.pool import Pool
 from pointsman.endpoints.target import targets_of
+from pointsman.errors import SettingsError
 from pointsman.prefix.approximate import PrefixIndex
 from pointsman.prefix.follow import follow
 from pointsman.router import Observer, Router
@@ -75,16 +78,18 @@ class Simulation:
         *,
         seed: int = 0,
         observers: tuple[Observer, ...] = (),
+        dice: random.Random | None = None,
     ) -> None:
+        """``dice`` are the policy's; by default its own ones of ``seed``."""
         self.scenario = scenario
         self.events = events = Events()
-        specs = scenario.specs()
+        specs = [structs.replace(spec, seed=spec.seed + seed) for spec in scenario.specs()]
         late = {i.endpoint for i in scenario.incidents if i.kind == "join"}
         self.servers = {spec.name: ModelServer(spec, events) for spec in specs}
         self.pool = Pool(events.clock)
         index = PrefixIndex()
         follow(index, self.pool, fixed_block_tokens=scenario.prefix_block_tokens)
-        services = Services(index, events.clock, random.Random(f"policy {seed}"))
+        services = Services(index, events.clock, dice or random.Random(f"policy {seed}"))
         loaded = policy.load()
         self.router = Router(self.pool, build_scheduler(loaded, services), observers)
         self.scraping = Scraping(events, self.pool, self.servers, scenario.metrics_interval_s)
@@ -123,6 +128,8 @@ class Simulation:
             self._watch(stage, hopeless)
         self.events.run_until(lambda: stage.over)
         self.scraping.end()
+        if not stage.sent:
+            raise SettingsError(f"stages: {load.name}: the workload had no calls left; give it fewer stages")
         figures = tuple(self._figures(server, before[name]) for name, server in self.servers.items())
         return StageRun(
             load=load, start_s=start_s, end_s=self.events.now_s, records=stage.records, servers=figures
@@ -207,6 +214,11 @@ class _Stage:
     def over(self) -> bool:
         return self._stopped or not (self._pending or self._sending)
 
+    @property
+    def sent(self) -> int:
+        """Calls so far."""
+        return len(self.records) + self._pending
+
     def stop(self) -> None:
         """What is under way is of no interest any more."""
         self._stopped = True
@@ -214,14 +226,13 @@ class _Stage:
     def _due_times(self, rng: random.Random) -> Iterator[tuple[float, Call]]:
         load, start_s = self._load, self._start_s
         if load.rate is None:
-            for i, call in enumerate(self._calls):
-                if i == load.requests:
-                    return
+            for call in islice(self._calls, load.requests):
                 yield start_s + (call.at_s or 0.0), call
             return
         count = load.requests or max(1, round(load.rate * load.duration_s))
-        for at_s in ARRIVALS[load.arrivals](rng, load.rate, count):
-            yield start_s + at_s, next(self._calls)
+        due = due_times(load.arrivals, rng, load.rate, count)
+        for at_s, call in zip(due, self._calls, strict=False):  # a trace ends
+            yield start_s + at_s, call
 
     def _arrive(self) -> None:
         """Let the next call of the open loop be sent when it is due."""

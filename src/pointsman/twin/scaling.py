@@ -8,7 +8,7 @@ import msgspec
 from msgspec import structs
 
 from pointsman.bench.run import Load
-from pointsman.bench.workload import SharedPrefix
+from pointsman.bench.workloads import SharedPrefix
 from pointsman.sim.profiles import GRANITE, PARAMETERS
 from pointsman.sim.spec import FleetItem
 from pointsman.twin.bound import Demand, fluid_bound, fluid_rate

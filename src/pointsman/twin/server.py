@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Protocol, cast
 
-from pointsman.bench.workload import Call
+from pointsman.bench.workloads import Call
 from pointsman.sim.engine import Engine, EngineRequest
 from pointsman.sim.spec import EngineSpec
 from pointsman.twin.events import Events

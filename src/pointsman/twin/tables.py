@@ -11,6 +11,7 @@ from pointsman.bench.report import Slo
 from pointsman.bench.table import columns, count, seconds, share
 from pointsman.twin.capacity import Held
 from pointsman.twin.compare import Summary
+from pointsman.twin.grid import OBJECTIVES, Ranking
 from pointsman.twin.scenario import Scenario
 from pointsman.twin.seeds import Mean, mean_of
 
@@ -113,6 +114,27 @@ def capacities(held: Sequence[Held]) -> str:
             ]
         )
     return columns(rows)
+
+
+def ranking(ranked: Ranking, most: int = 20) -> str:
+    """The best points and the margin of the first."""
+    name, _ = OBJECTIVES[ranked.objective]
+    form = seconds if name.endswith("_p99_s") else count
+    cells = list(ranked.points[0].values)
+    rows = [["policy", *cells, "of the best"]]
+    for point in ranked.points[:most]:
+        values = [with_interval(point.values[cell], form) for cell in cells]
+        rows.append([point.policy.name, *values, share(point.score.mean)])
+    seeds = ranked.points[0].score.seeds
+    parts = [
+        f"{ranked.objective} of {len(ranked.points)} settings, {seeds} seeds, the best first",
+        columns(rows),
+        f"Best: --policy '{ranked.points[0].policy.name}'",
+    ]
+    for margin in ranked.margins:
+        seen = f"{seeds} other seeds" if margin.fresh else "the same seeds"
+        parts.append(f"Better than {margin.over.name} by {with_interval(margin.better, share)} ({seen})")
+    return "\n\n".join(parts)
 
 
 def slo_text(scenario: Scenario) -> str:
