@@ -18,7 +18,7 @@ from pointsman.scheduling.cycle import Services
 from pointsman.scheduling.presets import build_scheduler, load_policy
 from pointsman.types import Endpoint, InferenceRequest, Load, Metrics, Prompt
 
-PRESETS = ("llm-d-affinity", "llm-d-blend", "least-request")
+PRESETS = ("least-cost", "llm-d-affinity", "llm-d-blend", "least-request")
 POOLS = (20, 200, 1000)
 PROMPT_BYTES = 32 * 1024
 

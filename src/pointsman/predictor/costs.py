@@ -1,4 +1,4 @@
-"""What a request costs at each endpoint, in seconds, kept ready so that a decision is a few list walks.
+"""What a request costs at each endpoint, in seconds, kept ready so that a decision is one walk over lists.
 
 For a request with ``u`` uncached of ``p`` prompt tokens and an answer of ``e`` tokens an endpoint costs
 ``wait + u * token + e * (output + p * context)``: until its first token, then a step for each token of the
@@ -10,10 +10,11 @@ request.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import exp, inf
 
 from pointsman.predictor.lengths import Lengths
 from pointsman.predictor.speed import SAMPLE_S, Speeds
-from pointsman.types import Endpoint, InferenceRequest, Load, Outcome
+from pointsman.types import Endpoint, Load
 
 OTHERS = 0.5
 """Share of the delay to others that counts."""
@@ -21,8 +22,13 @@ WAIT = 2.0
 """A second before the first token weighs as much as so many of the answer."""
 KV_SHARE = 0.95
 """Of an endpoint's KV cache that may be promised."""
-HELD_MEMORY = 100
-"""Requests over which the usual new need for KV is averaged."""
+LEAST_GROWTH = 0.1
+"""Of its usual length that a running answer is expected to grow at least, however long it is by now."""
+MEMORY = 100
+"""Requests over which what is usual is averaged."""
+LEVEL_MEMORY_S = 10.0
+MAX_STEP_S = 1.0
+"""A pause counts as so much time: nothing was seen in it."""
 
 
 class Costs:
@@ -37,85 +43,90 @@ class Costs:
         self.context: list[float] = []
         self.room: list[float] = []
         """KV tokens that can still be promised; infinite where the engine does not publish its KV size."""
-        self.ttft: list[tuple[float, float]] = []
-        """Seconds to the first token: of everything that is before it, and for each uncached token."""
-        self.tpot: list[float] = []
-        self.usual_hold = 0.0
-        """KV tokens that a request newly takes at first, on average."""
+        self.level: list[float] = []
+        """Cost of a usual request whose prompt is cached, smoothed: differences in it have lasted."""
+        self.step_s: list[float] = []
+        """A decode step as it is now."""
+        self.tight = False
+        """Some endpoint may be short of room."""
         self._names: list[str] = []
-        self._at_s = float("-inf")
+        self._usual_prompt = 0.0
+        self._usual_hold = 0.0
+        self._at_s = -inf
 
     def update(self, endpoints: Sequence[Endpoint], now_s: float) -> None:
-        """Bring the lists up to date for ``endpoints``: all of them a few times a second, else those whose
-        load has changed.
+        """Bring the lists up to date: for all ``endpoints`` a few times a second, else for those whose load
+        has changed.
         """
-        if self._unknown(endpoints) or now_s - self._at_s >= SAMPLE_S:
-            self._at_s = now_s
-            self.speeds.refresh(endpoints, now_s, [self._contexts(e.load, now_s, e.slot) for e in endpoints])
-            for endpoint in endpoints:
-                self._compute(endpoint, now_s)
+        changed = [e for e in endpoints if e.load.changed]
+        new = any([self._is_new(e) for e in changed])
+        if new or now_s - self._at_s >= SAMPLE_S:
+            self._sample(endpoints, now_s)
             return
-        for endpoint in endpoints:
-            if endpoint.load.changed:
-                self._compute(endpoint, now_s)
+        for endpoint in changed:
+            self._compute(endpoint, now_s)
 
-    def _unknown(self, endpoints: Sequence[Endpoint]) -> bool:
-        names = self._names
-        most = max([e.slot for e in endpoints])
-        if most >= len(names):
-            more = most + 1 - len(names)
+    def sent(self, prompt_tokens: int, hold_tokens: int) -> None:
+        """A request goes out that newly takes ``hold_tokens`` of KV at first."""
+        self._usual_prompt += (prompt_tokens - self._usual_prompt) / MEMORY
+        self._usual_hold += (hold_tokens - self._usual_hold) / MEMORY
+
+    def _is_new(self, endpoint: Endpoint) -> bool:
+        slot, names = endpoint.slot, self._names
+        if slot >= len(names):
+            more = slot + 1 - len(names)
             names += [""] * more
-            for column in (self.wait, self.token, self.output, self.context, self.room, self.tpot):
+            for column in (self.wait, self.token, self.output, self.context, self.room, self.level, self.step_s):
                 column += [0.0] * more
-            self.ttft += [(0.0, 0.0)] * more
-        return any([names[e.slot] != e.name for e in endpoints])
+        return names[slot] != endpoint.name
 
-    def _contexts(self, load: Load, now_s: float, slot: int) -> float:
-        """Tokens of context in flight: prompts, and what has been generated since they were sent."""
-        return load.context_tokens + self._generated(load, now_s, slot)
+    def _sample(self, endpoints: Sequence[Endpoint], now_s: float) -> None:
+        passed_s, self._at_s = now_s - self._at_s, now_s
+        contexts = [e.load.context_tokens + self._generated(e, now_s) for e in endpoints]
+        self.speeds.refresh(endpoints, now_s, contexts)
+        for endpoint in endpoints:
+            self._compute(endpoint, now_s)
+        kept = exp(-min(MAX_STEP_S, passed_s) / LEVEL_MEMORY_S)
+        length = self.lengths.pool.of_a_token
+        least = inf
+        for endpoint in endpoints:
+            slot = endpoint.slot
+            level = self.wait[slot] + length * (self.output[slot] + self._usual_prompt * self.context[slot])
+            if self._names[slot] == endpoint.name:
+                level += (self.level[slot] - level) * kept
+            self._names[slot] = endpoint.name
+            self.level[slot] = level
+            least = min(least, self.room[slot])
+        self.tight = least < 4 * (self._usual_prompt + length)
 
-    def _generated(self, load: Load, now_s: float, slot: int) -> float:
-        if not load.requests:
+    def _generated(self, endpoint: Endpoint, now_s: float) -> float:
+        """Tokens that the requests in flight have been given so far, by their age."""
+        load, step_s = endpoint.load, self.step_s[endpoint.slot]
+        if not load.requests or not step_s:
             return 0.0
-        most = load.requests * self.lengths.pool.of_a_token
-        tpot = self.tpot[slot]
-        age_sum_s = load.requests * now_s - load.since_sum_s
-        return min(most / 2, age_sum_s / tpot) if tpot else 0.0
+        most = load.requests * self.lengths.pool.of_a_token / 2
+        return min(most, (load.requests * now_s - load.since_sum_s) / step_s)
 
     def _compute(self, endpoint: Endpoint, now_s: float) -> None:
         slot, load, metrics = endpoint.slot, endpoint.load, endpoint.metrics
         load.changed = False
-        self._names[slot] = endpoint.name
+        running, length = load.requests, self.lengths.pool
+        generated = self._generated(endpoint, now_s)
         speed = self.speeds.by_slot[slot]
+        base_s, sequence_s, context_s = speed.step
         token_s = self.speeds.token_s(slot)
-        _, sequence_s, context_s, _ = speed.kind.fit.coefficients
-        sequence_s, context_s = sequence_s * speed.scale, context_s * speed.scale
-        running = load.requests
-        length = self.lengths.pool
-        usual = length.of_a_token
-        generated = self._generated(load, now_s, slot)
-        step_s = speed.step_s(running, load.context_tokens + generated)
-        more_s = sequence_s + context_s * usual / 2
+        step_s = base_s + sequence_s * running + context_s * (load.context_tokens + generated)
+        more_s = sequence_s + context_s * length.of_a_token / 2
         others = OTHERS * running
-        self.tpot[slot] = step_s + more_s
-        self.ttft[slot] = (step_s + load.tokens * token_s, token_s)
+        self.step_s[slot] = step_s
         self.wait[slot] = step_s + WAIT * load.tokens * token_s
         self.token[slot] = token_s * (WAIT + others)
-        self.output[slot] = step_s + more_s + others / 2 * more_s
+        self.output[slot] = step_s + more_s * (1 + others / 2)
         self.context[slot] = context_s * (1 + others / 2)
         kv_tokens = metrics.kv_blocks * metrics.block_tokens
         if not kv_tokens:
-            self.room[slot] = float("inf")
+            self.room[slot] = inf
             return
         unseen = max(0.0, running - metrics.running)
-        growth = max(running * length.mean - generated, running * length.mean * 0.1)
-        self.room[slot] = (KV_SHARE - metrics.kv_usage) * kv_tokens - unseen * self.usual_hold - growth
-
-    def holds(self, tokens: float) -> None:
-        """A request that was sent newly takes ``tokens`` of KV at first."""
-        self.usual_hold += (tokens - self.usual_hold) / HELD_MEMORY
-
-    def ended(self, request: InferenceRequest, outcome: Outcome) -> None:
-        """A request is over."""
-        if outcome.usage.output_tokens:
-            self.lengths.add(request, outcome.usage.output_tokens)
+        growth = max(running * length.mean - generated, running * length.mean * LEAST_GROWTH)
+        self.room[slot] = (KV_SHARE - metrics.kv_usage) * kv_tokens - unseen * self._usual_hold - growth

@@ -27,20 +27,16 @@ class StepFit:
     little. Solved by coordinate descent from the last solution, so a few sweeps are enough.
     """
 
-    __slots__ = ("_at_s", "_gram", "_moment", "_solution", "weight_s")
+    __slots__ = ("_at_s", "_gram", "_moment", "_solution", "coefficients", "weight_s")
 
     def __init__(self, now_s: float, prior: Coefficients = PRIOR) -> None:
         self._gram = [[0.0] * len(UNITS) for _ in _SIZE]
         self._moment = [0.0] * len(UNITS)
         self._solution = _scaled(prior)
+        self.coefficients = prior
         self._at_s = now_s
         self.weight_s = 0.0
         """Seconds of samples it stands on."""
-
-    @property
-    def coefficients(self) -> Coefficients:
-        a, b, c, d = (x * unit for x, unit in zip(self._solution, UNITS, strict=True))
-        return a, b, c, d
 
     def age(self, now_s: float) -> None:
         """Let what was added before count for less."""
@@ -77,6 +73,8 @@ class StepFit:
                     if j != i:
                         left -= row[j] * solution[j]
                 solution[i] = max(_FLOOR * toward[i], left / (row[i] + _RIDGE_S))
+        a, b, c, d = (x * unit for x, unit in zip(solution, UNITS, strict=True))
+        self.coefficients = a, b, c, d
 
 
 def _scaled(coefficients: Coefficients) -> list[float]:

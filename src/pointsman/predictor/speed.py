@@ -40,7 +40,7 @@ QUIET_PREFILL_TOKENS = 200
 MAX_FACTOR = 5.0
 STEPS_BEFORE_PREFILL = 1.5
 """A request waits for half of the step under way on average, and its own first token takes one."""
-SETTLED_S = 400
+SETTLED_S = 400.0
 DEFAULT_BYTES_PER_TOKEN = 220.0
 """A chunk of an OpenAI stream carries about so much for each token."""
 
@@ -140,10 +140,16 @@ class Speed:
             self._sequences = float(load.requests)
             self._uncached = float(load.ahead_tokens)
 
+    @property
+    def step(self) -> tuple[float, float, float]:
+        """Seconds of a decode step: in any case, for each sequence, for each token of their context."""
+        base_s, sequence_s, context_s, _ = self.kind.fit.coefficients
+        return self.scale * base_s, self.scale * sequence_s, self.scale * context_s
+
     def step_s(self, sequences: float, context_tokens: float) -> float:
         """Predicted duration of a decode step."""
-        base_s, sequence_s, context_s, _ = self.kind.fit.coefficients
-        return self.scale * (base_s + sequence_s * sequences + context_s * context_tokens)
+        base_s, sequence_s, context_s = self.step
+        return base_s + sequence_s * sequences + context_s * context_tokens
 
     def sample(self, endpoint: Endpoint, now_s: float, context_tokens: float) -> Sample | None:
         """What came out since the last time; None where that says nothing of steps."""

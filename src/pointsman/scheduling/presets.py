@@ -20,7 +20,7 @@ Parameters = Mapping[str, Mapping[str, object]]
 """Plugin type to parameters by name; a scorer's ``weight`` is one of them."""
 
 PRESETS: Mapping[str, Parameters] = {
-    "least-cost": {"least-cost-scorer": {}, "max-score-picker": {}},
+    "least-cost": {"least-cost-picker": {}},
     "llm-d-affinity": {"prefix-cache-affinity-filter": {}, "token-load-scorer": {}, "max-score-picker": {}},
     "llm-d-blend": {
         "queue-scorer": {"weight": 2},
