@@ -16,6 +16,7 @@ from pointsman.predictor.lengths import Lengths
 from pointsman.predictor.speed import SAMPLE_S, Speeds
 from pointsman.types import Endpoint, Load
 
+QUEUE = 6
 OTHERS = 0.5
 """Share of the delay to others that counts."""
 WAIT = 2.0
@@ -119,7 +120,8 @@ class Costs:
         more_s = sequence_s + context_s * length.of_a_token / 2
         others = OTHERS * running
         self.step_s[slot] = step_s
-        self.wait[slot] = step_s + WAIT * load.tokens * token_s
+        queue_s = load.tokens * token_s
+        self.wait[slot] = step_s + queue_s * (WAIT + QUEUE * queue_s)
         self.token[slot] = token_s * (WAIT + others)
         self.output[slot] = step_s + more_s * (1 + others / 2)
         self.context[slot] = context_s * (1 + others / 2)
