@@ -16,8 +16,8 @@ order of magnitude matters, and only for the first few requests.
 HALF_LIFE_S = 300.0
 _RIDGE_S = 0.3
 """The prior weighs as much as samples over so many seconds."""
-_FLOOR = 0.02
-"""No coefficient falls below this share of the prior: time never goes backwards."""
+_LEAST = tuple(0.02 * c / unit for c, unit in zip(PRIOR, UNITS, strict=True))
+"""No coefficient falls below a small share of the first prior: time never goes backwards."""
 _SWEEPS = 12
 _SIZE = range(len(UNITS))
 
@@ -72,7 +72,7 @@ class StepFit:
                 for j in _SIZE:
                     if j != i:
                         left -= row[j] * solution[j]
-                solution[i] = max(_FLOOR * toward[i], left / (row[i] + _RIDGE_S))
+                solution[i] = max(_LEAST[i], left / (row[i] + _RIDGE_S))
         a, b, c, d = (x * unit for x, unit in zip(solution, UNITS, strict=True))
         self.coefficients = a, b, c, d
 

@@ -20,10 +20,11 @@ from pointsman.predictor.fit import PRIOR, Coefficients, StepFit
 from pointsman.types import Endpoint, Load
 
 SAMPLE_S = 0.25
-MAX_SAMPLE_S = 1.0
-"""Over a longer time too much will have changed for a mean to say anything."""
-MAX_CHANGE = 0.35
-"""Of the number of sequences within a sample."""
+MAX_GAP_S = 1.0
+"""Between two looks: after a longer one nobody knows how many sequences there were meanwhile."""
+QUIET_SAMPLE_S = 0.2
+PREFILL_SAMPLE_S = 2.0
+"""Length of a sample without and with prefill in it."""
 FACTOR_MEMORY_S = 6.0
 FACTOR_PRIOR_S = 2.0
 """An endpoint is believed to be like its siblings as if that had been seen for so long."""
@@ -35,8 +36,6 @@ PREFILL_MEMORY_TOKENS = 100_000
 PREFILL_PRIOR_TOKENS = 3_000
 LEAST_AHEAD_TOKENS = 500
 """Shorter prompts say more of steps than of prefill."""
-QUIET_PREFILL_TOKENS = 200
-"""With more prefill in a step than this, its length says little of how an endpoint differs from others."""
 MAX_FACTOR = 5.0
 STEPS_BEFORE_PREFILL = 1.5
 """A request waits for half of the step under way on average, and its own first token takes one."""
@@ -64,15 +63,12 @@ class Prefill:
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """What one endpoint showed in a moment: how long prompts took, and how long steps did."""
+    """How long steps lasted on average at one endpoint, and what they had to do."""
 
-    prefill_s: float
-    prefill_tokens: int
-    features: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    features: tuple[float, float, float, float]
     """As ``StepFit.add`` takes them."""
-    step_s: float = 0.0
-    passed_s: float = 0.0
-    """0.0 where it says nothing of steps."""
+    step_s: float
+    span_s: float
 
 
 class Kind:
@@ -100,19 +96,23 @@ class Kind:
 
 
 class Speed:
-    """One endpoint. ``step_s`` and ``token_s`` are what is believed now."""
+    """One endpoint. ``step_s`` is what is believed now."""
 
     __slots__ = (
         "_ahead",
         "_at_s",
+        "_context_s",
         "_drift",
         "_drift_weight_s",
         "_first_outputs",
         "_first_wait_s",
-        "_queries",
+        "_opened_s",
+        "_sequence_s",
         "_sequences",
         "_tokens",
+        "_tokens_before",
         "_uncached",
+        "_uncached_before",
         "kind",
         "log_factor",
         "scale",
@@ -125,6 +125,7 @@ class Speed:
         """Its steps last so many times as long as its kind's."""
         self._drift = self._drift_weight_s = 0.0
         self._note(endpoint, now_s)
+        self._open()
 
     def _note(self, endpoint: Endpoint, now_s: float) -> None:
         load, metrics = endpoint.load, endpoint.metrics
@@ -140,6 +141,10 @@ class Speed:
             self._sequences = float(load.requests)
             self._uncached = float(load.ahead_tokens)
 
+    def _open(self) -> None:
+        self._opened_s, self._tokens_before, self._uncached_before = self._at_s, self._tokens, self._uncached
+        self._sequence_s = self._context_s = 0.0
+
     @property
     def step(self) -> tuple[float, float, float]:
         """Seconds of a decode step: in any case, for each sequence, for each token of their context."""
@@ -151,37 +156,50 @@ class Speed:
         base_s, sequence_s, context_s = self.step
         return base_s + sequence_s * sequences + context_s * context_tokens
 
+    def first_tokens(self, endpoint: Endpoint, context_tokens: float) -> tuple[float, int]:
+        """What the first tokens since the last look say: seconds of prefill, and for how many tokens."""
+        load = endpoint.load
+        firsts, ahead = load.first_outputs - self._first_outputs, load.ahead_tokens - self._ahead
+        if not firsts or ahead < LEAST_AHEAD_TOKENS * firsts:
+            return 0.0, 0
+        wait_s = load.first_wait_s - self._first_wait_s
+        steps_s = STEPS_BEFORE_PREFILL * firsts * self.step_s(self._sequences, context_tokens)
+        return max(0.1 * wait_s, wait_s - steps_s) / self.scale, ahead
+
     def sample(self, endpoint: Endpoint, now_s: float, context_tokens: float) -> Sample | None:
-        """What came out since the last time; None where that says nothing of steps."""
-        at_s, tokens, sequences, uncached = self._at_s, self._tokens, self._sequences, self._uncached
-        firsts, wait_s, ahead = self._first_outputs, self._first_wait_s, self._ahead
+        """What came out since the last sample, if that was long enough to say something.
+
+        A prompt is counted when it is begun, and takes its time after that; so a sample with prefill in it
+        has to be long.
+        """
+        at_s, tokens, sequences = self._at_s, self._tokens, self._sequences
         self._note(endpoint, now_s)
-        firsts, ahead = self._first_outputs - firsts, self._ahead - ahead
-        wait_s = self._first_wait_s - wait_s
-        prefill_s = 0.0
-        if firsts and ahead >= LEAST_AHEAD_TOKENS * firsts:
-            steps_s = STEPS_BEFORE_PREFILL * firsts * self.step_s(sequences, context_tokens)
-            prefill_s = max(0.1 * wait_s, wait_s - steps_s) / self.scale
-        passed_s, came = self._at_s - at_s, self._tokens - tokens
-        mean = (sequences + self._sequences) / 2
-        steady = abs(self._sequences - sequences) <= MAX_CHANGE * mean + 1
-        if not (0 < passed_s <= MAX_SAMPLE_S and mean >= 1 and came >= 2 * mean and steady):
+        passed_s = self._at_s - at_s
+        if passed_s > MAX_GAP_S or self._tokens < tokens or not (sequences or self._sequences):
+            self._open()
             self._fade(passed_s)
-            return Sample(prefill_s, ahead) if prefill_s else None
+            return None
+        self._sequence_s += (sequences + self._sequences) / 2 * passed_s
+        self._context_s += context_tokens * passed_s
+        span_s = self._at_s - self._opened_s
+        prefill = self._uncached - self._uncached_before
+        came = self._tokens - self._tokens_before
+        if span_s < (PREFILL_SAMPLE_S if prefill else QUIET_SAMPLE_S) or came < 2 * self._sequence_s / span_s:
+            return None
+        mean = self._sequence_s / span_s
         steps = came / mean
-        features = (1.0, mean, context_tokens, max(0.0, self._uncached - uncached) / steps)
-        return Sample(prefill_s, ahead, features, passed_s / steps, passed_s)
+        found = Sample((1.0, mean, self._context_s / span_s, prefill / steps), span_s / steps, span_s)
+        self._open()
+        return found
 
     def compare(self, sample: Sample) -> None:
         """Learn how it differs from its siblings."""
-        features = sample.features
-        if features[3] >= QUIET_PREFILL_TOKENS:
-            return
-        expected_s = sum(c * f for c, f in zip(self.kind.fit.coefficients, features, strict=True))
+        coefficients = self.kind.fit.coefficients
+        expected_s = sum(c * f for c, f in zip(coefficients, sample.features, strict=True))
         off = log(max(1 / MAX_FACTOR, min(MAX_FACTOR, sample.step_s / expected_s)))
-        kept = exp(-sample.passed_s / FACTOR_MEMORY_S)
-        self._drift = self._drift * kept + off * sample.passed_s
-        self._drift_weight_s = self._drift_weight_s * kept + sample.passed_s
+        kept = exp(-sample.span_s / FACTOR_MEMORY_S)
+        self._drift = self._drift * kept + off * sample.span_s
+        self._drift_weight_s = self._drift_weight_s * kept + sample.span_s
         self._set_factor()
 
     def _fade(self, passed_s: float) -> None:
@@ -231,17 +249,16 @@ class Speeds:
             kind.fit.age(now_s)
         for endpoint, context in zip(endpoints, contexts, strict=True):
             speed = self._known(endpoint, now_s)
+            prefill_s, prefill_tokens = speed.first_tokens(endpoint, context)
             sample = speed.sample(endpoint, now_s, context)
-            if sample is None:
-                continue
             kind = speed.kind
-            if sample.prefill_s:
-                kind.prefill.add(sample.prefill_s, sample.prefill_tokens)
-                self._pool_prefill.add(sample.prefill_s, sample.prefill_tokens)
-            if sample.passed_s:
-                pool.add(sample.features, sample.step_s, sample.passed_s)
+            if prefill_tokens:
+                kind.prefill.add(prefill_s, prefill_tokens)
+                self._pool_prefill.add(prefill_s, prefill_tokens)
+            if sample is not None:
+                pool.add(sample.features, sample.step_s, sample.span_s)
                 own_s = sample.step_s / exp(speed.log_factor - kind.factor)
-                kind.fit.add(sample.features, own_s, sample.passed_s)
+                kind.fit.add(sample.features, own_s, sample.span_s)
                 speed.compare(sample)
         self._solve(pool)
 

@@ -1,0 +1,64 @@
+"""What is learned of endpoints, against simulated engines whose constants are known."""
+
+from __future__ import annotations
+
+import pytest
+
+from pointsman.bench.run import Load
+from pointsman.predictor.speed import Speeds
+from pointsman.scheduling.pickers.least_cost import LeastCost
+from pointsman.sim.profiles import GRANITE, PARAMETERS
+from pointsman.sim.spec import FleetItem
+from pointsman.twin.policies import policy
+from pointsman.twin.run import Simulation
+from pointsman.twin.scenario import Incident, Scenario
+
+KINDS = ("h100-nvl", "mi325x", "gaudi3")
+FLEET = tuple(FleetItem(accelerator=kind, name=kind) for kind in KINDS)
+
+
+def speeds_of(simulation: Simulation) -> Speeds:
+    (picker,) = [p for p in simulation.router._scheduler.plugins if isinstance(p, LeastCost)]
+    return picker._costs.speeds
+
+
+def run(**changes: object) -> Simulation:
+    scenario = Scenario(engines=FLEET, stages=(Load(rate=5, duration_s=60),), warm_up_stages=0)
+    fields = {f: getattr(scenario, f) for f in scenario.__struct_fields__} | changes
+    simulation = Simulation(Scenario(**fields), policy("least-cost"))
+    simulation.run()
+    return simulation
+
+
+def test_it_learns_how_long_steps_and_prompts_take() -> None:
+    simulation = run()
+    speeds = speeds_of(simulation)
+    for member in simulation.pool.members.values():
+        endpoint = member.endpoint
+        true = PARAMETERS[endpoint.name, GRANITE]
+        speed = speeds.by_slot[endpoint.slot]
+        for n in (10, 40):
+            assert speed.step_s(n, n * 7700) == pytest.approx(true.step_s(n, n * 7700), rel=0.25), (n, endpoint)
+        assert 1 / speeds.token_s(endpoint.slot) == pytest.approx(true.prefill_tokens_per_s, rel=0.5)
+
+
+def test_names_do_not_matter() -> None:
+    renamed = tuple(FleetItem(accelerator=kind, name=f"x{i}") for i, kind in enumerate(KINDS))
+    by_slot = []
+    for engines in (FLEET, renamed):
+        simulation = run(engines=engines)
+        by_slot.append({slot: s.step_s(30, 200_000) for slot, s in speeds_of(simulation).by_slot.items()})
+    assert by_slot[0] == by_slot[1]
+
+
+def test_siblings_share_what_is_learned_and_a_throttled_one_splits_off() -> None:
+    engines = (FleetItem(accelerator="mi325x", name="a", count=4),)
+    slow = Incident(at_s=20.0, kind="slow", endpoint="a-2", factor=2.0)
+    simulation = run(engines=engines, incidents=(slow,))
+    speeds = speeds_of(simulation)
+    kinds = {id(speed.kind) for speed in speeds.by_slot.values()}
+    assert len(kinds) == 1
+    scales = {m.endpoint.name: speeds.by_slot[m.endpoint.slot].scale for m in simulation.pool.members.values()}
+    usual = [scale for name, scale in scales.items() if name != "a-2"]
+    assert max(usual) / min(usual) < 1.2
+    assert scales["a-2"] / max(usual) > 1.5
