@@ -39,7 +39,7 @@ LEAST_AHEAD_TOKENS = 500
 MAX_FACTOR = 5.0
 STEPS_BEFORE_PREFILL = 1.5
 """A request waits for half of the step under way on average, and its own first token takes one."""
-SETTLED_S = 400.0
+SETTLED_S = 150.0
 DEFAULT_BYTES_PER_TOKEN = 220.0
 """A chunk of an OpenAI stream carries about so much for each token."""
 

@@ -18,9 +18,9 @@ NEAR = 1.005
 HOME_SHARE = 0.5
 """Who holds so much of what the best holder has is a home of the prefix."""
 PRICE_STEP = 0.2
-MOVES_SHARE = 0.004
+MOVES_SHARE = 0.005
 """Of the requests that leave all homes of their prefix in the long run."""
-EARLY_MOVES_SHARE = 0.05
+EARLY_MOVES_SHARE = 0.1
 """The same while the speeds are still being learned: what was placed in ignorance has to move."""
 MOVES_AT_ONCE = 6.0
 
