@@ -18,21 +18,19 @@ _RIDGE_S = 0.3
 """The prior weighs as much as samples over so many seconds."""
 _LEAST = tuple(0.02 * c / unit for c, unit in zip(PRIOR, UNITS, strict=True))
 """No coefficient falls below a small share of the first prior: time never goes backwards."""
-_SWEEPS = 12
 _SIZE = range(len(UNITS))
 
 
 class StepFit:
     """Least squares with forgetting, coefficients never negative, held near a prior where the samples say
-    little. Solved by coordinate descent from the last solution, so a few sweeps are enough.
+    little.
     """
 
-    __slots__ = ("_at_s", "_gram", "_moment", "_solution", "coefficients", "weight_s")
+    __slots__ = ("_at_s", "_gram", "_moment", "coefficients", "weight_s")
 
     def __init__(self, now_s: float, prior: Coefficients = PRIOR) -> None:
         self._gram = [[0.0] * len(UNITS) for _ in _SIZE]
         self._moment = [0.0] * len(UNITS)
-        self._solution = _scaled(prior)
         self.coefficients = prior
         self._at_s = now_s
         self.weight_s = 0.0
@@ -63,18 +61,41 @@ class StepFit:
         self.weight_s += weight_s
 
     def solve(self, prior: Coefficients) -> None:
-        """Bring ``coefficients`` up to date."""
-        toward, solution = _scaled(prior), self._solution
-        for _ in range(_SWEEPS):
-            for i in _SIZE:
-                row = self._gram[i]
-                left = self._moment[i] + _RIDGE_S * toward[i]
-                for j in _SIZE:
-                    if j != i:
-                        left -= row[j] * solution[j]
-                solution[i] = max(_LEAST[i], left / (row[i] + _RIDGE_S))
+        """Bring ``coefficients`` up to date. Who would fall below its least value is held there and the
+        others are solved for again: at most four times.
+        """
+        toward = _scaled(prior)
+        free = list(_SIZE)
+        solution = list(_LEAST)
+        while free:
+            rows = [[self._gram[i][j] + (_RIDGE_S if i == j else 0.0) for j in free] for i in free]
+            held = [j for j in _SIZE if j not in free]
+            right = [
+                self._moment[i] + _RIDGE_S * toward[i] - sum(self._gram[i][j] * _LEAST[j] for j in held)
+                for i in free
+            ]
+            found = dict(zip(free, _eliminated(rows, right), strict=True))
+            below = [i for i in free if found[i] < _LEAST[i]]
+            if not below:
+                solution = [found.get(i, _LEAST[i]) for i in _SIZE]
+                break
+            free = [i for i in free if i not in below]
         a, b, c, d = (x * unit for x, unit in zip(solution, UNITS, strict=True))
         self.coefficients = a, b, c, d
+
+
+def _eliminated(rows: list[list[float]], right: list[float]) -> list[float]:
+    """The solution of a positive definite system, by Gauss."""
+    size = len(rows)
+    for i in range(size):
+        for j in range(i + 1, size):
+            factor = rows[j][i] / rows[i][i]
+            for k in range(i, size):
+                rows[j][k] -= factor * rows[i][k]
+            right[j] -= factor * right[i]
+    for i in reversed(range(size)):
+        right[i] = (right[i] - sum(rows[i][k] * right[k] for k in range(i + 1, size))) / rows[i][i]
+    return right
 
 
 def _scaled(coefficients: Coefficients) -> list[float]:

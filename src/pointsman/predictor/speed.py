@@ -26,7 +26,7 @@ QUIET_SAMPLE_S = 0.2
 PREFILL_SAMPLE_S = 2.0
 """Length of a sample without and with prefill in it."""
 FACTOR_MEMORY_S = 6.0
-FACTOR_PRIOR_S = 2.0
+FACTOR_PRIOR_S = 1.0
 """An endpoint is believed to be like its siblings as if that had been seen for so long."""
 IDLE_MEMORY_S = 60.0
 """In which an endpoint that shows nothing becomes like its siblings again: it may have recovered."""

@@ -1,0 +1,111 @@
+"""The least-cost picker: where requests go, on fleets that are simulated and in single decisions."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from pointsman.bench.run import Load
+from pointsman.bench.workloads import SharedPrefix
+from pointsman.prefix.approximate import PrefixIndex
+from pointsman.scheduling.cycle import Services
+from pointsman.scheduling.pickers.least_cost import LeastCost
+from pointsman.scheduling.presets import build_scheduler, load_policy
+from pointsman.scheduling.scheduler import Scheduler
+from pointsman.sim.spec import FleetItem
+from pointsman.testing import fleet, request
+from pointsman.twin.policies import policy
+from pointsman.twin.run import Simulation, StageRun
+from pointsman.twin.scenario import Scenario
+from pointsman.types import Endpoint, Ending, Outcome, Usage
+
+PROMPT = "once upon a time there was a long prompt " * 100
+
+
+class Place:
+    """A scheduler of its own over a fleet, and a clock to turn."""
+
+    def __init__(self, endpoints: list[Endpoint]) -> None:
+        self.now_s = 100.0
+        services = Services(PrefixIndex(), lambda: self.now_s, random.Random(0))
+        for endpoint in endpoints:
+            services.prefix.add(endpoint.slot)
+        self.scheduler: Scheduler = build_scheduler(load_policy("least-cost"), services)
+        self.endpoints = endpoints
+        (self.picker,) = [p for p in self.scheduler.plugins if isinstance(p, LeastCost)]
+        self.sent = 0
+
+    def send(self, text: str = PROMPT, **fields: object) -> str:
+        self.sent += 1
+        made = request(text, id=str(self.sent), **fields)
+        return self.scheduler.schedule(made, self.endpoints).chosen.name
+
+
+def test_an_idle_fleet_is_used_evenly() -> None:
+    place = Place(fleet(4))
+    chosen = Counter(place.send(f"{i} {PROMPT}") for i in range(400))
+    assert min(chosen.values()) > 60
+
+
+def test_a_prompt_goes_where_it_is_cached() -> None:
+    place = Place(fleet(4))
+    assert len({place.send() for _ in range(50)}) == 1
+
+
+def test_uncached_prompts_before_it_send_a_request_elsewhere() -> None:
+    place = Place(fleet(tokens=[200_000, 0, 200_000]))
+    assert {place.send(f"{i} {PROMPT}") for i in range(20)} == {"e1"}
+
+
+def test_an_endpoint_without_room_for_the_kv_is_left_out_while_another_has_some() -> None:
+    full = {"kv_blocks": [1000, 1000], "block_tokens": [16, 16], "kv_usage": [0.94, 0.2]}
+    place = Place(fleet(requests=[1, 10], **full))
+    assert {place.send(f"{i} {PROMPT}") for i in range(5)} == {"e1"}
+    both = full | {"kv_usage": [0.94, 0.99]}
+    assert Place(fleet(requests=[1, 10], **both)).send() == "e0"  # then load decides
+
+
+def test_nothing_is_kept_of_requests_that_are_over() -> None:
+    place = Place(fleet(2))
+    for i in range(100):
+        made = request(PROMPT, id=f"r{i}")
+        decision = place.scheduler.schedule(made, place.endpoints)
+        outcome = Outcome(ending=Ending.OK, status=200, usage=Usage(output_tokens=10))
+        place.scheduler.finish(made, decision, outcome)
+    assert place.picker._held == {}
+    assert place.picker._holding == {}
+
+
+def simulate(name: str, engines: tuple[FleetItem, ...], rate: float, seed: int = 0) -> list[StageRun]:
+    workload = SharedPrefix(24, 5, 3000, 300, 300)
+    stages = (Load(rate=rate / 2, duration_s=40), Load(rate=rate, duration_s=30))
+    scenario = Scenario(engines=engines, workload=workload, stages=stages)
+    return Simulation(scenario, policy(name), seed=seed).run()
+
+
+def tokens_per_s(run: StageRun) -> float:
+    return sum(r.usage.output_tokens or 0 for r in run.records) / (run.end_s - run.start_s)
+
+
+UNEQUAL = (FleetItem(accelerator="mi325x", count=2), FleetItem(accelerator="gaudi3", count=2))
+
+
+@pytest.mark.parametrize("other", ["round-robin", "llm-d-blend", "llm-d-affinity"])
+def test_on_unequal_endpoints_it_gives_more_than_those_that_know_no_speed(other: str) -> None:
+    _, ours = simulate("least-cost", UNEQUAL, 40)
+    _, theirs = simulate(other, UNEQUAL, 40)
+    assert tokens_per_s(ours) > 1.1 * tokens_per_s(theirs)
+
+
+def test_a_request_seldom_leaves_the_homes_of_its_prefix() -> None:
+    _, run = simulate("least-cost", UNEQUAL, 40)
+    cold = sum((r.usage.cached_tokens or 0) < 2500 for r in run.records)
+    assert cold <= 0.02 * len(run.records)
+
+
+def test_equal_endpoints_get_equal_shares() -> None:
+    _, run = simulate("least-cost", (FleetItem(accelerator="mi325x", count=4),), 40)
+    shares = Counter(r.endpoint for r in run.records)
+    assert max(shares.values()) < 1.5 * min(shares.values())
