@@ -226,6 +226,8 @@ def test_a_grid_is_ranked_over_scenarios_and_names_the_best(
         (("--policy", "llm-d-blend:queue.weight=1"), "it has no queue"),
         (("a.yaml", "b.yaml"), "a.yaml: cannot be read"),
         (("--minutes", "0", "--capacity"), "--minutes: must be above 0"),
+        (("--capacity", "--set", "slo={}", "--jobs", "2"), "slo: without a limit any rate is held"),
+        (("--capacity", "--policy", "random", "--grid", "weight-scorer.weight=1"), "one at a time"),
         (("--decisions", "x", "--capacity", "--seeds", "1", "--policy", "random"), "--decisions: of one run"),
         (("--output", "/proc/nowhere"), "--output: /proc/nowhere"),
         (("--set", "stages"), "--set stages: write it as section.key=value"),

@@ -61,3 +61,10 @@ def test_a_trace_goes_on_in_the_next_stage_and_a_stage_without_calls_is_a_mistak
     three = load_scenario(write(tmp_path, workload + stages + ", {rate: 7}]"))
     with pytest.raises(SettingsError, match="rate 7: the workload had no calls left"):
         Simulation(three, policy("random")).run()
+
+
+def test_classes_of_the_workload_have_the_limits_it_promises_unless_the_file_says_otherwise() -> None:
+    found = load_scenario(None, ["workload={kind: slo-classes}", "classes={batch: {ttft_s: 9}}"])
+    assert found.slo_of("interactive") == Slo(1.0, 0.1)
+    assert found.slo_of("batch") == Slo(9.0)
+    assert found.slo_of("") == found.slo

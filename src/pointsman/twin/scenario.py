@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from pointsman.bench.report import Slo
 from pointsman.bench.run import Load
-from pointsman.bench.workloads import AnyWorkload, SharedPrefix
+from pointsman.bench.workloads import AnyWorkload, SharedPrefix, SloClasses
 from pointsman.config import convert, override, read_yaml
 from pointsman.errors import SettingsError
 from pointsman.sim.spec import EngineSpec, FleetItem, expand
@@ -59,7 +59,7 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     incidents: tuple[Incident, ...] = ()
     slo: Slo = Slo(ttft_s=2.0, tpot_s=0.1)
     classes: Mapping[str, Slo] = {}
-    """SLO by class; a call of another class, or of none, has ``slo``."""
+    """SLO by class, over what a workload of SLO classes promises; other calls have ``slo``."""
     prefix_block_tokens: Annotated[int, Meta(ge=0)] = 0
     """As the setting ``prefix.block_tokens``."""
 
@@ -98,7 +98,14 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
 
     def slo_of(self, slo_class: str) -> Slo:
         """The limits for a request of that class."""
-        return self.classes.get(slo_class, self.slo)
+        return self.slos().get(slo_class, self.slo)
+
+    def slos(self) -> Mapping[str, Slo]:
+        """SLO by class: as the workload promises, then as ``classes`` says."""
+        if not isinstance(self.workload, SloClasses):  # the only one that promises anything
+            return self.classes
+        promised = {part.name: Slo(part.ttft_s or None, part.tpot_s or None) for part in self.workload.used}
+        return promised | dict(self.classes)
 
 
 def load_scenario(path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> Scenario:

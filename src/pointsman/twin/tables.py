@@ -140,7 +140,7 @@ def ranking(ranked: Ranking, most: int = 20) -> str:
 def slo_text(scenario: Scenario) -> str:
     """``TTFT p99 ≤ 2 s, TPOT p99 ≤ 100 ms``, of each class that has its own."""
     texts = [_limits(scenario.slo)]
-    texts += [f"{name}: {_limits(slo)}" for name, slo in scenario.classes.items()]
+    texts += [f"{name}: {_limits(slo)}" for name, slo in scenario.slos().items()]
     return "; ".join(texts)
 
 
