@@ -78,7 +78,7 @@ def test_another_seed_gives_another(preset: str) -> None:
             "dynamo",
             "lmetric",
         ),
-        *("static-capacity", "learned-capacity"),
+        *("static-capacity", "learned-capacity", "pool-latency-predictor", "ttft-predictor"),
     ],
 )
 def test_cold_prompts_spread_over_a_cold_pool(preset: str) -> None:

@@ -53,6 +53,8 @@ PRESETS: Mapping[str, Parameters] = {
         "capacity-share-scorer": {"weight": 20, "capacity": "learned"},
         "max-score-picker": {},
     },
+    "pool-latency-predictor": {"pool-latency-scorer": {}, "max-score-picker": {}},
+    "ttft-predictor": {"endpoint-ttft-scorer": {}, "max-score-picker": {}},
 }
 """Preset to its plugins, in order, with the parameters that are not left at their defaults.
 
