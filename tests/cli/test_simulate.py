@@ -231,7 +231,7 @@ def test_a_grid_is_ranked_over_scenarios_and_names_the_best(
         (("--decisions", "x", "--capacity", "--seeds", "1", "--policy", "random"), "--decisions: of one run"),
         (("--output", "/proc/nowhere"), "--output: /proc/nowhere"),
         (("--set", "stages"), "--set stages: write it as section.key=value"),
-        (("--set", "timeout=3"), "scenario: timeout: no such setting; docs/simulate.md lists them"),
+        (("--set", "timeout=3"), "scenario: timeout: no such setting; docs/reference/scenario.md lists"),
         (("--set", "stages.1.rate=-1"), "scenario: stages[1].rate: Expected `float` > 0.0"),
         (("--set", "stages.1.rte=1"), "scenario: stages[1].rte: no such setting"),
         (("--set", "stages.1.rate=null"), "stages[1]: give rate or concurrency"),

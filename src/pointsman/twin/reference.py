@@ -35,18 +35,21 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "slo, classes.*": Slo,
 }
 LONG_DEFAULTS = {"engines": "the case study's 20", "workload": "the case study's"}
-OF_VLLM = "as vLLM's option"
+OF_VLLM = "As vLLM's option."
 ELSEWHERE = {
-    "accelerator": "[one of those measured](engine.md#the-engine-model)",
-    "name": "by default the accelerator's; of several, with a number",
-    "labels": "as of a pod, for filters and scorers by label",
-    "count": "engines alike",
-    "names": "of engines alike, one each",
-    "kv_tokens": "size of its KV cache; by default its profile's",
-    "block_tokens": "tokens of a KV block; by default its profile's",
+    "accelerator": "[One of those measured](engine.md#the-engine-model)",
+    "name": "By default the accelerator's; of several, with a number",
+    "labels": "As of a pod, for filters and scorers by label",
+    "count": "Engines alike; `names` has one name each.",
+    "names": "Of engines alike, instead of `count`.",
+    "kv_tokens": "Size of its KV cache; by default its profile's",
+    "block_tokens": "Tokens of a KV block; by default its profile's",
+    "concurrency": "Requests at once, closed loop.",
+    "cores": "On which its work is spread.",
+    "ttft_s": "From sending to the first token.",
+    "tpot_s": "Mean of each token after the first.",
 }
 """Keys that the structs have nothing to say of."""
-VARIANTS = f"and the {len(structs.fields(Variants))} [variants](engine.md#variants)"
 UNUSED = ("port", "base_port")
 
 
@@ -70,7 +73,8 @@ def _section(cls: type[msgspec.Struct]) -> Iterator[str]:
             text = _plain(said.get(field.name) or ELSEWHERE.get(field.name) or OF_VLLM)
             yield f"| `{field.name}` | {_default(field)} | {text} |"
     if inherited:
-        yield f"| `{'`, `'.join(sorted(inherited))}` | off | [variants](engine.md#variants) of the engine model |"
+        names = ", ".join(f"`{name}`" for name in sorted(inherited))
+        yield f"| {names} | off | [variants](engine.md#variants) of the engine model |"
 
 
 def said_of(cls: type) -> dict[str, str]:
@@ -85,8 +89,7 @@ def said_of(cls: type) -> dict[str, str]:
         for node in definition.body:
             if field is not None and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                 said[field] = str(node.value.value)
-            is_field = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-            field = node.target.id if is_field else None
+            field = ast.unparse(node.target) if isinstance(node, ast.AnnAssign) else None
     return said
 
 
