@@ -269,6 +269,13 @@ def test_a_closed_loop_counts_what_follows_from_a_call() -> None:
     assert sum(r.group == 2 for r in stage.records) > 3
 
 
+def test_servers_have_the_weights_that_policies_go_by() -> None:
+    heavy = (FleetItem(name="a", weight=9.0), FleetItem(name="b"))
+    records = run("random", engines=heavy, stages=(Load(rate=100, duration_s=10),))
+    share = sum(r.endpoint == "a" for r in records) / len(records)
+    assert share == pytest.approx(0.9, abs=0.05)
+
+
 def test_stages_follow_one_another_with_warm_caches() -> None:
     cold, warm = stages(stages=(Load(rate=10, duration_s=10), Load(rate=10, duration_s=10)))
     assert min(r.sent_s for r in warm.records) > max(r.end_s for r in cold.records)

@@ -163,7 +163,9 @@ class Simulation:
     # the fleet
 
     def _join(self, spec: EngineSpec) -> None:
-        settings = EndpointSettings(url=f"http://{spec.name}:8000", name=spec.name, labels=spec.labels)
+        settings = EndpointSettings(
+            url=f"http://{spec.name}:8000", name=spec.name, labels=spec.labels, weight=spec.weight
+        )
         (target,) = targets_of(settings)
         self.pool.add(target, "scenario")
         self.pool.learn_models(spec.name, [{"id": model} for model in (*spec.models, *spec.loras)])
