@@ -51,3 +51,8 @@ test-vllm: setup
 .PHONY: soak
 soak: setup
 	$(BIN)/python -m bench.soak $(ARGS)
+
+# The same fleet in the twin and over HTTP, about five minutes; ARGS as in `python -m bench.twin_live --help`
+.PHONY: bench-twin-live
+bench-twin-live: setup
+	$(BIN)/python -m bench.twin_live $(ARGS)

@@ -20,6 +20,7 @@ from pointsman.config import load
 from pointsman.config import reference as settings_page
 from pointsman.proxy.reference import page as metrics_page
 from pointsman.scheduling.picker_config import load_picker_config
+from pointsman.twin.reference import page as scenario_page
 
 REPO = Path(__file__).parents[1]
 DOCS = REPO / "docs"
@@ -34,6 +35,14 @@ SHOWN = {
     "howto/drain.md": ('"source": "admin"', '"draining": true', '"removed": "127.0.0.1:8000"'),
     "howto/switch-from-llm-d.md": ("ok: 2 endpoints, policy epp.yaml",),
     "howto/add-a-scorer.md": (),
+    "howto/size-a-fleet.md": (r"llm-d-blend +[\d.]+ ± [\d.]+ +[\d.]+-[\d.]+, ", r"\d+ x error in stream"),
+    "simulate.md": (
+        r"rate 85: 2,550 requests",
+        r"llm-d-blend +[\d,]+ ± [\d,]+",
+        r"Written to out: stages.txt, stages.jsonl, policies.svg",
+        r'"request_id":"00000001"',
+        r"Best: --policy 'llm-d-blend",
+    ),
 }
 """Pages that have blocks to run, and patterns of what they print."""
 
@@ -107,6 +116,7 @@ def test_no_page_has_blocks_to_run_that_nobody_runs() -> None:
 def test_the_generated_pages_are_up_to_date() -> None:
     assert (DOCS / "reference" / "settings.md").read_text() == settings_page()
     assert (DOCS / "reference" / "metrics.md").read_text() == metrics_page()
+    assert (DOCS / "reference" / "scenario.md").read_text() == scenario_page()
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: str(path.relative_to(REPO)))

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pointsman.bench.probe import Probe
+from pointsman.bench.probe import Probe, mean_wait_s
 from pointsman.bench.processes import ProcessFailed, running
 
 
@@ -57,4 +57,13 @@ async def test_a_probe_times_round_trips(server):
     async with Probe(server.url, "/health", time.perf_counter) as probe:
         await asyncio.sleep(0.3)
         assert len(probe.round_trips_s) >= 2
-    assert 0 <= probe.lag_s() < max(probe.round_trips_s)
+    waits_s = probe.waits_s()
+    assert min(waits_s) == 0
+    assert 0 <= mean_wait_s(waits_s) < max(probe.round_trips_s)
+
+
+def test_a_long_wait_counts_for_all_who_would_have_come_meanwhile():
+    assert mean_wait_s([]) == 0.0
+    assert mean_wait_s([0.001] * 400) == pytest.approx(0.001, rel=0.02)
+    minute = [0.0] * 2360 + [1.0]  # a request every 25 ms, and a second in which the process stood still
+    assert mean_wait_s(minute) == pytest.approx(0.5 / 60, rel=0.1)

@@ -77,7 +77,7 @@ def test_what_a_conversation_starts_with_it_keeps(kind):
 
 CLASSES = SloClasses(
     parts=(
-        Part(name="fast", weight=3, ttft_s=0.25, tpot_s=0.0405, priority=5, of=CHATS),
+        Part(name="fast", weight=3, ttft_s=0.25, tpot_s=0.0405, of=CHATS),
         Part(name="slow", of=Unrelated(input_len=10)),
     )
 )
@@ -122,7 +122,6 @@ def test_two_and_three_classes_are_ready_made(classes, names):
     assert [part.name for part in workload.used] == names
     counts = Counter(call.slo_class for call in islice(workload.calls(0), 300))
     assert sorted(counts) == sorted(names)
-    assert workload.used[-1].priority < 0
     assert any(isinstance(part.of, Agents) for part in workload.used) == (classes == 3)
 
 

@@ -131,6 +131,9 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
         {"balanceAbsThreshold": 1000, "cacheThreshold": 0},
     ],
     "dynamo-cost-scorer": [{}, {"overlapScoreWeight": 4}, {"overlapScoreWeight": 0}],
+    "capacity-share-scorer": [{}, {"capacity": "learned"}],
+    "pool-latency-scorer": [{}, {"tpotWeight": 0}],
+    "endpoint-ttft-scorer": [{}, {"exploreRequests": 0}],
     "file-discovery": [{"path": "/endpoints.yaml"}],
     "session-id-producer": [{"headerName": "x-session-id"}],
 }

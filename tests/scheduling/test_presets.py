@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from pointsman.config import load
 from pointsman.errors import SettingsError
@@ -16,8 +17,9 @@ from pointsman.registry import build
 from pointsman.router import Flight
 from pointsman.scheduling.presets import DEFAULT, PRESETS, build_scheduler, load_policy
 from pointsman.scheduling.scheduler import Scheduler
+from pointsman.scheduling.underway import UnderWay
 from pointsman.testing import fleet, request, services
-from pointsman.types import Decision, Endpoint
+from pointsman.types import Decision, Ending, Endpoint, Load, Outcome, Usage
 
 
 def scheduler(preset: str, pool: Sequence[Endpoint], *, seed: int = 0, **options: Any) -> Scheduler:
@@ -68,7 +70,18 @@ def test_another_seed_gives_another(preset: str) -> None:
 
 @pytest.mark.parametrize(
     "preset",
-    ["llm-d-affinity", "llm-d-blend", "least-request", "power-of-two", "cache-aware", "dynamo", "lmetric"],
+    [
+        *(
+            "llm-d-affinity",
+            "llm-d-blend",
+            "least-request",
+            "power-of-two",
+            "cache-aware",
+            "dynamo",
+            "lmetric",
+        ),
+        *("static-capacity", "learned-capacity", "pool-latency-predictor", "ttft-predictor"),
+    ],
 )
 def test_cold_prompts_spread_over_a_cold_pool(preset: str) -> None:
     pool = fleet(10)
@@ -112,12 +125,14 @@ def test_weighted_shares(preset: str, slack: int) -> None:
     assert [abs(n - want) <= slack for n, want in zip(got, (250, 250, 500), strict=True)] == [True] * 3
 
 
-def test_least_request_fills_up_by_weight() -> None:
+@pytest.mark.parametrize(("preset", "slack"), [("least-request", 0), ("static-capacity", 1)])
+def test_presets_that_fill_up_by_weight(preset: str, slack: int) -> None:
     pool = fleet(weight=[1.0, 1.0, 2.0])
-    made = scheduler("least-request", pool)
+    made = scheduler(preset, pool)
     for _ in range(400):
         send(made, pool)
-    assert [e.load.requests for e in pool] == [100, 100, 200]
+    got = [e.load.requests for e in pool]
+    assert all(abs(n - want) <= slack for n, want in zip(got, (100, 100, 200), strict=True)), got
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -146,6 +161,35 @@ def test_consistent_hash_finds_a_session_again_after_a_restart() -> None:
 def test_stale_or_missing_metrics_never_reject(preset: str) -> None:
     pool = fleet(requests=[3, 3], at_s=[0.0, 1.0])
     assert scheduler(preset, pool).schedule(request(priority=-1), pool)
+
+
+def notes(made: Scheduler) -> list[UnderWay[Any]]:
+    """Where the plugins keep what they note of requests under way."""
+    return [kept for plugin in made.plugins for kept in vars(plugin).values() if isinstance(kept, UnderWay)]
+
+
+NOTING = {"dynamo", "learned-capacity", "pool-latency-predictor", "ttft-predictor"}
+"""Presets whose plugins learn from requests that end, or count them until then."""
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_nothing_is_left_of_requests_that_ended_in_any_way(preset: str) -> None:
+    pool = fleet(4)
+    made = scheduler(preset, pool)
+    for i, ending in enumerate(list(Ending) * 5):
+        asked = request("x" * 400 * i, stream=True)
+        flight = Flight(asked, made.schedule(asked, pool))
+        if i % 3 == 0:  # its endpoint fails and leaves, another takes the slot; it is sent again
+            failed = flight.decision.chosen
+            flight.release()
+            pool = [e for e in pool if e is not failed]
+            flight.board(made.schedule(asked, pool))
+            pool.append(replace(failed, name=f"new{i}", load=Load()))
+        assert sum(map(len, notes(made))) == (preset in NOTING)
+        flight.release()
+        outcome = Outcome(ending=ending, status=200, ttft_s=0.1, duration_s=i, usage=Usage(output_tokens=i))
+        made.finish(asked, flight.decision, outcome)
+    assert sum(map(len, notes(made))) == 0
 
 
 def test_the_default_preset_exists() -> None:

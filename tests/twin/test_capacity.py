@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 
 from pointsman.bench.report import Slo
 from pointsman.bench.run import Load
-from pointsman.bench.workloads import SharedPrefix
+from pointsman.bench.workloads import Conversations, SharedPrefix
 from pointsman.errors import SettingsError
 from pointsman.sim.profiles import EngineParameters
 from pointsman.sim.spec import FleetItem
@@ -101,6 +102,17 @@ def test_later_seeds_begin_where_the_first_one_ended() -> None:
     assert second.runs <= first.runs
     assert (first.seed, second.seed) == (0, 1)
     assert second.rate == pytest.approx(first.rate, rel=0.2)
+
+
+def test_requests_that_follow_others_count() -> None:
+    """Chats of several turns each: the stage has far more requests than calls, and 1% of all may miss."""
+    scene = msgspec.structs.replace(scenario(), workload=Conversations(think_s=1.0))
+    (found,) = search(scene)
+    assert found.at_rate.requests > 1.5 * found.rate * HELD_S
+    assert found.at_rate.ttft is not None
+    assert found.at_rate.ttft.p99 <= 0.3
+    missed = figures(whole_stage(scene, found.failed_rate), scene.slo_of)
+    assert getattr(missed, found.limit).p99 > getattr(SLO, f"{found.limit}_s")
 
 
 def test_a_limit_that_no_rate_keeps_is_the_users_mistake() -> None:

@@ -68,7 +68,7 @@ def test_every_named_policy_is_compared_once_and_two_of_them_were_measured() -> 
     names = default_policies()
     assert {"default", "llm-d-blend", "round-robin", "k8s-random"} <= set(names)
     assert {policy(name).preset for name in names} >= set(PRESETS)
-    assert len(names) == len({policy(name) for name in names})
+    assert len(names) == len({policy(name).preset for name in names})
     assert set(ROUTERS) <= set(names)
 
 
@@ -134,6 +134,7 @@ def test_fidelity_puts_each_stage_beside_its_measurement_and_failures_apart() ->
 def test_a_typical_factor_does_not_let_errors_cancel_out() -> None:
     assert fidelity.typical_factor([(1.2, 1.0), (1.0, 1.2)]) == pytest.approx(1.2)
     assert fidelity.typical_factor([(3.0, 3.0)]) == 1.0
+    assert fidelity.typical_factor([(None, 3.0), (0.0, 2.0)]) == pytest.approx(10.0)
 
 
 def test_pools_of_every_size_and_number_of_kinds_are_loaded_alike() -> None:

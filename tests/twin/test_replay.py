@@ -12,7 +12,15 @@ from pointsman.sim.profiles import GRANITE, PARAMETERS
 from pointsman.twin.compare import Task, simulate
 from pointsman.twin.gateway import RouterCost
 from pointsman.twin.policies import policy
-from pointsman.twin.replay import as_planned, as_sent, demand_of, fleet_of, prompts_of, scenario_of
+from pointsman.twin.replay import (
+    as_planned,
+    as_sent,
+    demand_of,
+    fleet_of,
+    output_tok_s,
+    prompts_of,
+    scenario_of,
+)
 from pointsman.twin.report import Figures
 from pointsman.twin.study import Run, find_runs, load_study
 
@@ -65,12 +73,12 @@ def test_a_fleet_has_the_studys_constants_unless_others_are_given() -> None:
     assert item.parameters() == mine
 
 
-def test_two_gaudi_runs_had_64_sequences_at_once() -> None:
+def test_servers_that_were_set_up_otherwise_are_so_in_the_twin() -> None:
     found = {
         run.run_id: fleet_of(run, {})[0].parameters().max_sequences
         for run in find_runs(load_study(), "gaudi")
     }
-    assert found == {"1778767091": 256, "1778771586": 64, "1778808153": 256, "1778814623": 64}
+    assert found == {"1778767091": 64, "1778771586": 64, "1778808153": 256, "1778814623": 64}
 
 
 def replayed(run: Run, policy_name: str, **changes: object) -> tuple[Figures, ...]:
@@ -103,3 +111,12 @@ def test_a_longer_time_than_the_clients_have_is_a_failure() -> None:
     slow = structs.replace(H100, base_s=10.0)
     stage = replayed(small_run(), "k8s-random", constants={("h100-nvl", GRANITE): slow})[1]
     assert (stage.requests, stage.ok, stage.output_tok_s, stage.timeouts) == (12, 0, 0.0, 12)
+
+
+def test_throughput_counts_until_the_last_client_has_given_up() -> None:
+    """An answer takes 250 s, three at once: who has to wait gives up."""
+    slow = structs.replace(H100, base_s=5.0, max_sequences=3)
+    stage = replayed(small_run(), "k8s-random", constants={("h100-nvl", GRANITE): slow})[1]
+    assert 0 < stage.timeouts < 12
+    assert output_tok_s(stage) == pytest.approx(stage.output_tokens / (stage.send_s + 300))
+    assert output_tok_s(stage) < stage.output_tok_s

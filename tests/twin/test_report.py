@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from statistics import fmean
 
+import msgspec
 import pytest
 
 from pointsman.bench.report import Slo
 from pointsman.bench.run import Load
-from pointsman.bench.workloads import SharedPrefix
+from pointsman.bench.workloads import SharedPrefix, SloClasses
 from pointsman.sim.spec import FleetItem
 from pointsman.twin.compare import METRICS, Run, Task, metric, simulate, summarise_runs
 from pointsman.twin.gateway import Served
@@ -16,6 +19,7 @@ from pointsman.twin.policies import policy
 from pointsman.twin.report import Figures, figures
 from pointsman.twin.run import ServerFigures, Simulation, StageRun
 from pointsman.twin.scenario import Scenario
+from pointsman.twin.tables import comparison
 from pointsman.types import Usage
 
 SLO = Slo(ttft_s=1.0, tpot_s=0.1)
@@ -181,3 +185,16 @@ def test_decisions_of_equal_runs_are_equal_files(tmp_path: Path) -> None:
     assert first == second
     assert first != other
     assert first.count(b"\n") == 320
+
+
+def test_classes_have_a_table_of_their_own_where_there_are_several() -> None:
+    scene = msgspec.structs.replace(SMALL, workload=SloClasses(), stages=(Load(rate=5, duration_s=5),) * 2)
+    runs = [simulate(Task(scenario=scene, policy=policy("random"), seed=seed)) for seed in (0, 1)]
+    (summary,) = summarise_runs(runs)
+    assert set(summary.classes) == {"interactive", "batch"}
+    for name, found in summary.classes.items():
+        assert found.within_slo.mean == fmean(run.stages[0].classes[name].within_slo for run in runs)
+    table = comparison([summary])
+    rows = re.findall(r"^random +(interactive|batch) +[\d,.]+ +([\d.]+)%", table, re.M)
+    assert rows == [(name, f"{found.within_slo.mean * 100:.1f}") for name, found in summary.classes.items()]
+    assert "by SLO class" not in comparison(summarise_runs([run_of("random")]))

@@ -261,6 +261,21 @@ def test_a_closed_loop_keeps_so_many_requests_running() -> None:
     assert len(run(stages=(Load(concurrency=4, duration_s=50, requests=11),))) == 11
 
 
+def test_a_closed_loop_counts_what_follows_from_a_call() -> None:
+    scene = msgspec.structs.replace(scenario(stages=(Load(concurrency=3, duration_s=30),)), workload=Turns())
+    (stage,) = Simulation(scene, policy("llm-d-affinity")).run()
+    for moment in {r.end_s for r in stage.records if r.end_s < 25}:
+        assert sum(r.sent_s <= moment < r.end_s for r in stage.records) <= 3
+    assert sum(r.group == 2 for r in stage.records) > 3
+
+
+def test_servers_have_the_weights_that_policies_go_by() -> None:
+    heavy = (FleetItem(name="a", weight=9.0), FleetItem(name="b"))
+    records = run("random", engines=heavy, stages=(Load(rate=100, duration_s=10),))
+    share = sum(r.endpoint == "a" for r in records) / len(records)
+    assert share == pytest.approx(0.9, abs=0.05)
+
+
 def test_stages_follow_one_another_with_warm_caches() -> None:
     cold, warm = stages(stages=(Load(rate=10, duration_s=10), Load(rate=10, duration_s=10)))
     assert min(r.sent_s for r in warm.records) > max(r.end_s for r in cold.records)

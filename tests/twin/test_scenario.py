@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pointsman.bench.report import Slo
+from pointsman.bench.workloads import Agents, SharedPrefix
 from pointsman.errors import SettingsError
 from pointsman.twin.policies import policy
 from pointsman.twin.run import Simulation
@@ -61,3 +62,21 @@ def test_a_trace_goes_on_in_the_next_stage_and_a_stage_without_calls_is_a_mistak
     three = load_scenario(write(tmp_path, workload + stages + ", {rate: 7}]"))
     with pytest.raises(SettingsError, match="rate 7: the workload had no calls left"):
         Simulation(three, policy("random")).run()
+
+
+def test_classes_of_the_workload_have_the_limits_it_promises_unless_the_file_says_otherwise() -> None:
+    found = load_scenario(None, ["workload={kind: slo-classes}", "classes={batch: {ttft_s: 9}}"])
+    assert found.slo_of("interactive") == Slo(1.0, 0.1)
+    assert found.slo_of("batch") == Slo(9.0)
+    assert found.slo_of("") == found.slo
+
+
+def test_another_kind_of_workload_takes_the_place_of_the_usual_one(tmp_path: Path) -> None:
+    found = load_scenario(None, ["workload.kind=agents", "workload.branches=3"])
+    assert isinstance(found.workload, Agents)
+    assert found.workload.branches == 3
+    path = tmp_path / "s.yaml"
+    path.write_text("workload: {groups: 9}")
+    usual = load_scenario(path).workload
+    assert isinstance(usual, SharedPrefix)
+    assert usual.groups == 9

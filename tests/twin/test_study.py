@@ -58,6 +58,7 @@ def test_runs_are_found_by_pool_experiment_and_model() -> None:
         "amd_sarvam",
     }
     assert len(find_runs(runs, "amd_granite")) == 2
+    assert [run.run_id for run in find_runs(runs, "1778767091,1778686453")] == ["1778767091", "1778686453"]
     assert {run.pool for run in find_runs(runs, model="sarvam-30b")} == {"amd", "nv"}
     with pytest.raises(SettingsError, match=r"no run of tpu .*amd \(granite"):
         find_runs(runs, "tpu")

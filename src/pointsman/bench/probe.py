@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -46,8 +47,16 @@ class Probe:
                 await self._connections.exchange(self._request, lambda _: None)
                 self.round_trips_s.append(self._clock() - start_s)
 
-    def lag_s(self) -> float:
-        """Mean wait [seconds of our time]; 0.0 when nothing was measured."""
-        if not self.round_trips_s:
-            return 0.0
-        return sum(self.round_trips_s) / len(self.round_trips_s) - min(self.round_trips_s)
+    def waits_s(self) -> list[float]:
+        """What each request waited [seconds of our time]."""
+        way_s = min(self.round_trips_s, default=0.0)
+        return [round_trip_s - way_s for round_trip_s in self.round_trips_s]
+
+
+def mean_wait_s(waits_s: Sequence[float]) -> float:
+    """What a request that comes at any moment waits, where one after the other was sent, ``_EVERY_S`` after
+    the last had its answer; 0.0 when none was. Whoever comes during a long wait shares it, half of it on
+    average, though only one was measured.
+    """
+    covered_s = sum(_EVERY_S + wait_s for wait_s in waits_s)
+    return sum((_EVERY_S + wait_s / 2) * wait_s for wait_s in waits_s) / covered_s if covered_s else 0.0

@@ -12,7 +12,7 @@ import yaml
 from msgspec import structs
 
 from pointsman.bench.busy import Watch
-from pointsman.bench.probe import Probe
+from pointsman.bench.probe import Probe, mean_wait_s
 from pointsman.bench.processes import Process, running
 from pointsman.config import Endpoint, Settings
 from pointsman.sim.spec import FleetFile, expand
@@ -65,10 +65,12 @@ def _written(content: msgspec.Struct, path: Path) -> str:
 
 
 class Lag(msgspec.Struct, frozen=True):
-    """How late a process' event loop ran on average [our seconds], and its share of one core."""
+    """How late a process' event loop ran [our seconds], and its share of one core."""
 
     mean_s: float
+    """For whoever comes at any moment."""
     cpu_share: float
+    max_s: float = 0.0
 
 
 @contextlib.asynccontextmanager
@@ -88,7 +90,9 @@ async def watching(at: Site, clocks: tuple[Clock, Clock]) -> AsyncIterator[dict[
         yield lags
         busy = watch.busy()
     took_s = clock() - start_s
-    waits_s = {"fleet": fleet_probe.lag_s(), "router": router_probe.lag_s()}
+    waits_s = {"fleet": fleet_probe.waits_s(), "router": router_probe.waits_s()}
     for name, process in others.items():
-        lags[name] = Lag(waits_s[name], (process.cpu_s() - before[name]) / took_s)
-    lags["load generator"] = Lag(min(waits_s.values()), busy.cpu_share)  # ours is in both
+        cpu_share = (process.cpu_s() - before[name]) / took_s
+        lags[name] = Lag(mean_wait_s(waits_s[name]), cpu_share, max(waits_s[name], default=0.0))
+    ours_s = min(lags[name].mean_s for name in others)  # our own is in both
+    lags["load generator"] = Lag(ours_s, busy.cpu_share, busy.lag_max_s)

@@ -44,6 +44,18 @@ PRESETS: Mapping[str, Parameters] = {
     },
     "dynamo": {"dynamo-cost-scorer": {}, "max-score-picker": {}},
     "lmetric": {"lmetric-scorer": {}, "max-score-picker": {}},
+    "static-capacity": {
+        "prefix-cache-scorer": {"weight": 3},
+        "capacity-share-scorer": {"weight": 20},
+        "max-score-picker": {},
+    },
+    "learned-capacity": {
+        "prefix-cache-scorer": {"weight": 3},
+        "capacity-share-scorer": {"weight": 20, "capacity": "learned"},
+        "max-score-picker": {},
+    },
+    "pool-latency-predictor": {"pool-latency-scorer": {}, "max-score-picker": {}},
+    "ttft-predictor": {"endpoint-ttft-scorer": {}, "max-score-picker": {}},
 }
 """Preset to its plugins, in order, with the parameters that are not left at their defaults.
 

@@ -50,6 +50,8 @@ class EngineSpec(Variants, frozen=True, kw_only=True, omit_defaults=False):
     output_tokens: Count = 128
     """Length of an answer to a request that sets no limit."""
     labels: Mapping[str, str] = {}
+    weight: Annotated[float, Meta(gt=0)] = 1.0
+    """As the router's endpoints have it, where the simulation makes them."""
 
     @property
     def models(self) -> tuple[str, ...]:

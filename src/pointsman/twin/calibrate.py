@@ -17,7 +17,7 @@ from pointsman.sim.profiles import EngineParameters
 from pointsman.twin.compare import Task, simulate
 from pointsman.twin.fidelity import POLICIES
 from pointsman.twin.policies import policy
-from pointsman.twin.replay import as_sent, odd_servers, scenario_of
+from pointsman.twin.replay import as_sent, odd_servers, output_tok_s, scenario_of
 from pointsman.twin.study import Row, Run
 
 FIELDS = (
@@ -138,7 +138,7 @@ class Error:
                 if not (stage.output_tok_s and stage.tpot and stage.ttft):
                     errors.append(10.0)  # nothing answered: far off, and finite so that it can be compared
                     continue
-                errors.append(_error(row, stage.output_tok_s, stage.tpot.mean, stage.ttft.mean))
+                errors.append(_error(row, output_tok_s(stage), stage.tpot.mean, stage.ttft.mean))
         return errors
 
 
@@ -227,8 +227,8 @@ def moved(parameters: EngineParameters, field: str, factor: float) -> EnginePara
     return structs.replace(parameters, **changed)
 
 
-def _error(row: Row, output_tok_s: float, tpot_s: float, ttft_s: float) -> float:
-    error = abs(math.log(output_tok_s / row.answered_tok_s))
+def _error(row: Row, tok_s: float, tpot_s: float, ttft_s: float) -> float:
+    error = abs(math.log(tok_s / row.answered_tok_s))
     error += TPOT_WEIGHT * abs(math.log(tpot_s / row.tpot_mean_s))
     if row.router == "k8s":
         error += TTFT_WEIGHT * min(TTFT_AT_MOST, abs(math.log(ttft_s / row.ttft_mean_s)))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from itertools import islice
 
 import msgspec
 
-from pointsman.bench.report import tpot_s
+from pointsman.bench.report import NO_SLO, tpot_s
 from pointsman.bench.run import Load
 from pointsman.errors import SettingsError
 from pointsman.twin.gateway import Served
@@ -22,6 +24,7 @@ TRIAL_SHARE = 0.2
 TRIAL_STEP, STEP = 0.1, 0.04
 """Relative distance of the rates tried at first, in trials and over the whole time."""
 LOWEST_RATE = 0.01
+SAMPLE = 100
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,13 +59,17 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
 
 def capacity(search: Search) -> list[Held]:
     """For each seed. The first is looked for from afar, the others near what the one before found."""
+    scenario = search.scenario
+    if all(slo == NO_SLO for slo in (scenario.slo, *scenario.slos().values())):
+        raise SettingsError("slo: without a limit any rate is held; give ttft_s or tpot_s")
     found: list[Held] = []
-    rate = search.scenario.stages[-1].rate or 10.0
+    rate = scenario.stages[-1].rate or 10.0
+    requests_a_call = _requests_a_call(scenario)
     for seed in search.seeds:
         if not found:
-            trials = _Trials(search, seed, search.duration_s * TRIAL_SHARE)
+            trials = _Trials(search, seed, search.duration_s * TRIAL_SHARE, requests_a_call)
             rate = trials.bracket(rate, 1.0, TRIAL_STEP)[0]
-        trials = _Trials(search, seed, search.duration_s)
+        trials = _Trials(search, seed, search.duration_s, requests_a_call)
         held, failed = trials.bracket(rate, search.tolerance if found else STEP, search.tolerance)
         rate = held
         found.append(
@@ -71,7 +78,7 @@ def capacity(search: Search) -> list[Held]:
                 seed=seed,
                 rate=held,
                 failed_rate=failed,
-                limit=trials.limit,
+                limit=trials.limits[failed],
                 runs=trials.runs,
                 at_rate=trials.figures[held],
             )
@@ -82,13 +89,15 @@ def capacity(search: Search) -> list[Held]:
 class _Trials:
     """Runs of one seed at several rates."""
 
-    def __init__(self, search: Search, seed: int, duration_s: float) -> None:
+    def __init__(self, search: Search, seed: int, duration_s: float, requests_a_call: float) -> None:
         self._search = search
         self._seed = seed
         self._duration_s = duration_s
+        self._requests_a_call = requests_a_call
         self.figures: dict[float, Figures] = {}
         """Of the rates that were held."""
-        self.limit = ""
+        self.limits: dict[float, str] = {}
+        """What was missed at the others."""
         self.runs = 0
 
     def bracket(self, rate: float, step: float, tolerance: float) -> tuple[float, float]:
@@ -105,7 +114,7 @@ class _Trials:
             if rate < LOWEST_RATE:
                 raise SettingsError(
                     f"--capacity: {self._search.policy.name} does not hold even {LOWEST_RATE:g} requests/s: "
-                    f"{self.limit} is missed; check slo"
+                    f"{self.limits[failed]} is missed; check slo"
                 )
         while failed > held * (1 + tolerance):
             middle = (held * failed) ** 0.5
@@ -118,36 +127,60 @@ class _Trials:
         simulation = Simulation(scenario, self._search.policy, seed=self._seed)
         for load in scenario.stages[: scenario.warm_up_stages]:
             simulation.stage(load)
-        misses = _Misses(scenario, round(rate * self._duration_s))
-        stage = simulation.stage(Load(rate=rate, duration_s=self._duration_s), misses)
+        load = Load(rate=rate, duration_s=self._duration_s)
+        misses = _Misses(scenario, round(rate * self._duration_s * self._requests_a_call))
+        stage = simulation.stage(load, misses)
         self.runs += 1
-        misses.count(stage.records)
-        if misses.limit:
-            self.limit = misses.limit
+        limit = misses.limit or misses.missed(stage.records)
+        if limit:
+            self.limits[rate] = limit
             return False
         self.figures[rate] = figures(stage, scenario.slo_of)
         return True
 
 
+def _requests_a_call(scenario: Scenario) -> float:
+    """How many requests a call of the workload becomes with those that follow it: the mean of a sample, and
+    a tenth more, so that no stage is broken off too early.
+    """
+    calls = list(islice(scenario.workload.calls(0), SAMPLE))
+    left, found = list(calls), 0
+    while left:
+        call = left.pop()
+        found += 1
+        left += [following for _, following in call.then()] if call.then else []
+    return 1.0 if found == len(calls) else 1.1 * found / len(calls)
+
+
 class _Misses:
     """Counts the requests of a stage that miss a limit."""
 
-    def __init__(self, scenario: Scenario, requests: int) -> None:
-        self._slo_of = scenario.slo_of
-        self._allowed = int(requests * MISSES)
+    def __init__(self, scenario: Scenario, expected: int) -> None:
+        self._slo_of = cache(scenario.slo_of)
+        self._expected = expected
         self._seen = self._ttft = self._tpot = 0
         self.limit = ""
-        """What too many of them miss, ``ttft`` or ``tpot``."""
+        """``ttft`` or ``tpot`` once too many of the expected requests have missed it."""
 
     def __call__(self, records: Sequence[Served], under_way: Sequence[Served], now_s: float) -> bool:
         """Are there too many already, those included that are under way and late with their first token?"""
-        self.count(records)
-        late = self._ttft + sum(self._late(record, record.first_s or now_s) for record in under_way)
-        if late > self._allowed:
-            self.limit = "ttft"
+        self._count(records)
+        late = sum(self._late(record, record.first_s or now_s) for record in under_way)
+        self.limit = self._too_many(self._expected, late)
         return bool(self.limit)
 
-    def count(self, records: Sequence[Served]) -> None:
+    def missed(self, records: Sequence[Served]) -> str:
+        """The limit that too many of these, which are all, have missed; empty if both were kept."""
+        self._count(records)
+        return self._too_many(len(records), 0)
+
+    def _too_many(self, requests: int, late: int) -> str:
+        ttft, tpot = self._ttft + late, self._tpot
+        if max(ttft, tpot) <= int(requests * MISSES):
+            return ""
+        return "ttft" if ttft >= tpot else "tpot"
+
+    def _count(self, records: Sequence[Served]) -> None:
         """Take in what has ended since the last time."""
         for record in records[self._seen :]:
             slo = self._slo_of(record.slo_class)
@@ -155,8 +188,6 @@ class _Misses:
             self._ttft += failed or self._late(record, record.first_s)
             self._tpot += failed or (slo.tpot_s is not None and tpot > slo.tpot_s)
         self._seen = len(records)
-        if max(self._ttft, self._tpot) > self._allowed:
-            self.limit = "ttft" if self._ttft >= self._tpot else "tpot"
 
     def _late(self, record: Served, first_s: float) -> bool:
         limit_s = self._slo_of(record.slo_class).ttft_s

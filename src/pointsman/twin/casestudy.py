@@ -14,7 +14,16 @@ from pointsman.twin.compare import Run as SimulatedRun
 from pointsman.twin.compare import Task, metric, simulate
 from pointsman.twin.parallel import each
 from pointsman.twin.policies import ALIASES, policy
-from pointsman.twin.replay import FITTED, Constants, as_planned, demand_of, fleet_of, odd_servers, scenario_of
+from pointsman.twin.replay import (
+    FITTED,
+    Constants,
+    as_planned,
+    demand_of,
+    fleet_of,
+    odd_servers,
+    output_tok_s,
+    scenario_of,
+)
 from pointsman.twin.report import Figures
 from pointsman.twin.scenario import Scenario
 from pointsman.twin.seeds import Mean, mean_of
@@ -194,7 +203,7 @@ def _row(case: Case, row: Row, bounds: tuple[float, float], run: SimulatedRun, f
         policy=run.policy,
         rate=row.target_rate,
         seed=run.seed,
-        output_tok_s=found.output_tok_s,
+        output_tok_s=output_tok_s(found),
         bound_tok_s=bounds[0],
         bound_kv_tok_s=bounds[1],
         ttft_mean_s=metric(found, "ttft_mean_s"),

@@ -139,5 +139,5 @@ def _within(value: Mean, digits: int) -> str:
     return text if value.ci95 is None else f"{text} ±{value.ci95:,.{digits}f}"
 
 
-def _ratio(one: float, other: float) -> str:
-    return f"{one / other:.2f}"
+def _ratio(one: float | None, other: float) -> str:
+    return "-" if one is None else f"{one / other:.2f}"

@@ -13,7 +13,7 @@ import msgspec
 from pointsman.errors import SettingsError
 from pointsman.twin.decision_log import DecisionLog
 from pointsman.twin.policies import Policy
-from pointsman.twin.report import Figures, Spread, figures, spread
+from pointsman.twin.report import Figures, SloClass, Spread, figures, spread
 from pointsman.twin.run import Simulation
 from pointsman.twin.scenario import Scenario
 from pointsman.twin.seeds import Mean, mean_of
@@ -63,6 +63,17 @@ class PartSummary(msgspec.Struct, frozen=True, kw_only=True):
     kv_usage_max: Mean
 
 
+class ClassSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """The requests of one SLO class; times are None where no seed answered any."""
+
+    requests: Mean
+    within_slo: Mean
+    goodput: Mean
+    ttft_p50_s: Mean | None
+    ttft_p99_s: Mean | None
+    tpot_p99_s: Mean | None
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """One stage under one policy, all seeds together."""
 
@@ -74,6 +85,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     figures: Mapping[str, Mean]
     """By the names of ``METRICS``; what no seed has is left out."""
     accelerators: Mapping[str, PartSummary]
+    classes: Mapping[str, ClassSummary]
     errors: Mapping[str, int]
     """Requests by kind of failure, of all seeds."""
 
@@ -119,6 +131,7 @@ def _summary(policy: str, stage: int, seeds: Sequence[Figures]) -> Summary:
         errors.update(each_seed.errors)
     values = {name: [v for s in seeds if (v := metric(s, name)) is not None] for name in METRICS}
     accelerators = seeds[0].accelerators
+    classes = sorted({name for each_seed in seeds for name in each_seed.classes})
     return Summary(
         policy=policy,
         stage=stage,
@@ -134,7 +147,20 @@ def _summary(policy: str, stage: int, seeds: Sequence[Figures]) -> Summary:
             )
             for name in accelerators
         },
+        classes={name: _class([s.classes[name] for s in seeds if name in s.classes]) for name in classes},
         errors=dict(errors.most_common()),
+    )
+
+
+def _class(seeds: Sequence[SloClass]) -> ClassSummary:
+    ttfts, tpots = [s.ttft for s in seeds if s.ttft], [s.tpot for s in seeds if s.tpot]
+    return ClassSummary(
+        requests=mean_of([s.requests for s in seeds]),
+        within_slo=mean_of([s.within_slo for s in seeds]),
+        goodput=mean_of([s.goodput for s in seeds]),
+        ttft_p50_s=mean_of([ttft.p50 for ttft in ttfts]) if ttfts else None,
+        ttft_p99_s=mean_of([ttft.p99 for ttft in ttfts]) if ttfts else None,
+        tpot_p99_s=mean_of([tpot.p99 for tpot in tpots]) if tpots else None,
     )
 
 

@@ -13,7 +13,7 @@ from pointsman.twin.compare import Task, simulate
 from pointsman.twin.gateway import RouterCost
 from pointsman.twin.parallel import each
 from pointsman.twin.policies import policy
-from pointsman.twin.replay import FITTED, NO_COST, Constants, as_sent, scenario_of
+from pointsman.twin.replay import FITTED, NO_COST, Constants, as_sent, output_tok_s, scenario_of
 from pointsman.twin.report import Figures
 from pointsman.twin.router_delay import LLM_D as LLM_D_COST
 from pointsman.twin.study import Row, Run
@@ -23,6 +23,9 @@ POLICIES: Mapping[str, tuple[str, RouterCost]] = {
     "k8s": (KUBERNETES, NO_COST),
 }
 """Router of the study to the policy that stands for it, and what the router itself takes."""
+
+
+NOTHING = 10.0
 
 
 class FidelityRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,9 +49,10 @@ class FidelityRow(msgspec.Struct, frozen=True, kw_only=True):
     """The same without what the load generator counted too much, see ``study.Row``."""
     output_tok_s: float
     measured_tpot_mean_s: float
-    tpot_mean_s: float
+    tpot_mean_s: float | None
+    """This and ``ttft_mean_s``: None where the twin answered no request."""
     measured_ttft_mean_s: float
-    ttft_mean_s: float
+    ttft_mean_s: float | None
 
 
 class Factors(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,11 +118,11 @@ def _row(run: Run, row: Row, found: Sequence[Figures]) -> FidelityRow:
         failed=fmean(f.requests - f.ok for f in found),
         measured_output_tok_s=row.output_tok_s,
         measured_answered_tok_s=row.answered_tok_s,
-        output_tok_s=fmean(f.output_tok_s for f in found),
+        output_tok_s=fmean(map(output_tok_s, found)),
         measured_tpot_mean_s=row.tpot_mean_s,
-        tpot_mean_s=fmean(f.tpot.mean for f in found if f.tpot),
+        tpot_mean_s=_mean(f.tpot.mean for f in found if f.tpot),
         measured_ttft_mean_s=row.ttft_mean_s,
-        ttft_mean_s=fmean(f.ttft.mean for f in found if f.ttft),
+        ttft_mean_s=_mean(f.ttft.mean for f in found if f.ttft),
     )
 
 
@@ -133,6 +137,13 @@ def _factors(name: str, rows: Sequence[FidelityRow]) -> Factors:
     )
 
 
-def typical_factor(pairs: Iterable[tuple[float, float]]) -> float:
-    """exp of the mean |ln(one / other)|: 1.1 is typically 10% off, up or down."""
-    return math.exp(fmean(abs(math.log(one / other)) for one, other in pairs))
+def typical_factor(pairs: Iterable[tuple[float | None, float]]) -> float:
+    """exp of the mean |ln(one / other)|: 1.1 is typically 10% off, up or down. Nothing at all counts as a
+    factor of ``NOTHING``.
+    """
+    return math.exp(fmean(abs(math.log(one / other)) if one else math.log(NOTHING) for one, other in pairs))
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return fmean(found) if found else None

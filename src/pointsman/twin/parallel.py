@@ -17,8 +17,8 @@ def each(
 ) -> list[R]:
     """``call`` of each task, in the order of the tasks, ``jobs`` of them at once in processes of their own.
 
-    ``on_done`` hears how many are done. With one job, or one task, all happens in this process. Ctrl-C ends
-    the processes without a word.
+    ``on_done`` hears how many are done. With one job, or one task, all happens in this process. When one
+    fails, or on Ctrl-C, the others are ended.
     """
     if jobs == 1 or len(tasks) == 1:
         results = []
@@ -38,6 +38,7 @@ def each(
                 future.result()
                 on_done(done)
         except BaseException:
-            processes.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()  # nobody waits for their results any more
             raise
         return [future.result() for future in futures]

@@ -17,6 +17,7 @@ from pointsman.sim.profiles import EngineParameters
 from pointsman.sim.spec import FleetItem
 from pointsman.twin.bound import Demand
 from pointsman.twin.gateway import RouterCost
+from pointsman.twin.report import Figures
 from pointsman.twin.scenario import Scenario
 from pointsman.twin.study import Row, Run
 
@@ -25,6 +26,8 @@ Constants = Mapping[tuple[str, str], EngineParameters]
 
 FITTED: Constants = {}
 """None replaced."""
+TIMEOUT_S = 300.0
+"""After which the study's clients gave up."""
 NO_COST = RouterCost()
 """A router that takes no time."""
 
@@ -120,4 +123,15 @@ def scenario_of(
         stages=tuple(stages),
         warm_up_stages=warm_up_stages,
         router=router,
+        timeout_s=TIMEOUT_S,
     )
+
+
+def output_tok_s(stage: Figures) -> float:
+    """Output tokens a second as inference-perf counts them: until the last request has ended, answered or
+    not. Of many requests sent in turn, the last ones are those that wait in vain.
+    """
+    makespan_s = stage.makespan_s
+    if stage.timeouts:
+        makespan_s = max(makespan_s, stage.send_s + TIMEOUT_S)
+    return stage.output_tokens / makespan_s

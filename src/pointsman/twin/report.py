@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from statistics import fmean
 
 import msgspec
@@ -101,7 +102,8 @@ def spread(stage: StageRun) -> Spread:
 
 
 def figures(stage: StageRun, slo_of: Callable[[str], Slo]) -> Figures:
-    """The figures of a stage, each class judged by ``slo_of(class)``."""
+    """The figures of a stage, each class judged by ``slo_of(class)``, which is asked once a class."""
+    slo_of = cache(slo_of)
     records = stage.records
     seen = summarise(stage.load.name, records, Gaps(), rate=stage.load.rate, mergeable=False)
     good = [is_good(record, slo_of(record.slo_class)) for record in records]

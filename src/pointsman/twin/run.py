@@ -163,7 +163,9 @@ class Simulation:
     # the fleet
 
     def _join(self, spec: EngineSpec) -> None:
-        settings = EndpointSettings(url=f"http://{spec.name}:8000", name=spec.name, labels=spec.labels)
+        settings = EndpointSettings(
+            url=f"http://{spec.name}:8000", name=spec.name, labels=spec.labels, weight=spec.weight
+        )
         (target,) = targets_of(settings)
         self.pool.add(target, "scenario")
         self.pool.learn_models(spec.name, [{"id": model} for model in (*spec.models, *spec.loras)])
@@ -203,8 +205,7 @@ class _Stage:
         self.records: list[Served] = []
         if load.concurrency:
             self._left = load.requests or -1
-            for _ in range(load.concurrency):
-                self._next_of_loop()
+            self._fill(load.concurrency)
             self._sending = False
             return
         self._due = self._due_times(rng)
@@ -257,18 +258,20 @@ class _Stage:
             for think_s, following in call.then():
                 self._pending += 1
                 self._events.at(self._events.now_s + think_s, self._follow, following)
-        elif self._load.concurrency:
-            self._next_of_loop()
+        if self._load.concurrency:
+            self._fill(self._load.concurrency)
 
     def _follow(self, call: Call) -> None:
         self._pending -= 1
         self._send(call)
 
-    def _next_of_loop(self) -> None:
-        """Closed loop: a call takes the place of the one that ended."""
+    def _fill(self, concurrency: int) -> None:
+        """Closed loop: new calls take the places that are free. What follows from a call keeps its place."""
         over = self._events.now_s >= self._start_s + self._load.duration_s
-        call = None if over or not self._left else next(self._calls, None)
-        if call is not None:
+        while self._pending < concurrency and self._left and not over:
+            call = next(self._calls, None)
+            if call is None:
+                return
             self._left -= 1
             self._pending += 1
             self._events.at(self._events.now_s, self._follow, call)

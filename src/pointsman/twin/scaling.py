@@ -15,6 +15,7 @@ from pointsman.twin.bound import Demand, fluid_bound, fluid_rate
 from pointsman.twin.compare import Run, Task, metric, simulate
 from pointsman.twin.parallel import each
 from pointsman.twin.policies import policy
+from pointsman.twin.replay import output_tok_s
 from pointsman.twin.scenario import CASE_STUDY, Scenario
 
 SIZES = (4, 8, 20, 40, 100)
@@ -139,7 +140,7 @@ def _row(pool: Pool, scenario: Scenario, bound_tok_s: float, run: Run) -> Scalin
         rate=scenario.stages[-1].rate or 0.0,
         policy=run.policy,
         seed=run.seed,
-        output_tok_s=found.output_tok_s,
+        output_tok_s=output_tok_s(found),
         bound_tok_s=bound_tok_s,
         ttft_mean_s=metric(found, "ttft_mean_s"),
         ttft_p99_s=metric(found, "ttft_p99_s"),

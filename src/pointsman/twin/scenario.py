@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from pointsman.bench.report import Slo
 from pointsman.bench.run import Load
-from pointsman.bench.workloads import AnyWorkload, SharedPrefix
+from pointsman.bench.workloads import AnyWorkload, SharedPrefix, SloClasses
 from pointsman.config import convert, override, read_yaml
 from pointsman.errors import SettingsError
 from pointsman.sim.spec import EngineSpec, FleetItem, expand
@@ -36,30 +36,40 @@ class Incident(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     """
 
     at_s: Seconds
+    """When, from the start of the first stage; warm-up and drains of earlier stages count."""
     kind: Literal["slow", "crash", "join", "leave"]
+    """What happens."""
     endpoint: str
+    """The engine's name; engines of an item with ``count: 8`` are ``gaudi3-0`` to ``gaudi3-7``."""
     factor: Annotated[float, Meta(gt=0)] = 2.0
+    """Of ``slow``."""
     for_s: Annotated[float, Meta(gt=0)] | None = None
     """Over after so long: a crashed server comes back, a slow one recovers."""
 
 
 class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """A scenario file. Seconds are virtual; ``at_s`` counts from the start of the first stage."""
+    """All keys may be left out; what is left out is the case study's. Seconds are virtual."""
 
     engines: tuple[FleetItem, ...] = THREE_VENDORS
+    """The model servers, see below."""
     workload: AnyWorkload = CASE_STUDY
+    """What is sent, see [workloads](workloads.md)."""
     stages: tuple[Load, ...] = (Load(rate=30, duration_s=50), Load(rate=85, duration_s=30))
+    """How much is sent when: one stage after the other has ended, caches stay as they are."""
     warm_up_stages: Annotated[int, Meta(ge=0)] = 1
     """Of the stages, the first so many are sent but not reported."""
     router: RouterCost = RouterCost()
+    """What the router itself takes."""
     metrics_interval_s: Annotated[float, Meta(gt=0)] = 0.05
     """How often the router reads the metrics of an endpoint that has requests."""
     timeout_s: Annotated[float, Meta(gt=0)] = 300.0
     """After which a client gives up."""
     incidents: tuple[Incident, ...] = ()
+    """What goes wrong, or changes, when."""
     slo: Slo = Slo(ttft_s=2.0, tpot_s=0.1)
+    """Limits that a good request keeps."""
     classes: Mapping[str, Slo] = {}
-    """SLO by class; a call of another class, or of none, has ``slo``."""
+    """SLO by class, over what a workload of SLO classes promises; other calls have ``slo``."""
     prefix_block_tokens: Annotated[int, Meta(ge=0)] = 0
     """As the setting ``prefix.block_tokens``."""
 
@@ -98,7 +108,14 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
 
     def slo_of(self, slo_class: str) -> Slo:
         """The limits for a request of that class."""
-        return self.classes.get(slo_class, self.slo)
+        return self.slos().get(slo_class, self.slo)
+
+    def slos(self) -> Mapping[str, Slo]:
+        """SLO by class: as the workload promises, then as ``classes`` says."""
+        if not isinstance(self.workload, SloClasses):  # the only one that promises anything
+            return self.classes
+        promised = {part.name: Slo(part.ttft_s or None, part.tpot_s or None) for part in self.workload.used}
+        return promised | dict(self.classes)
 
 
 def load_scenario(path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> Scenario:
@@ -107,10 +124,14 @@ def load_scenario(path: str | os.PathLike[str] | None = None, overrides: Sequenc
     """
     tree: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(Scenario()))
     tree |= read_yaml(Path(path)) if path else {}
+    if isinstance(tree["workload"], dict):
+        tree["workload"].setdefault("kind", "shared-prefix")
     for text in overrides:
+        if text.startswith("workload.kind="):
+            tree["workload"] = {}  # another kind has other keys
         override(tree, text)
     where = os.fspath(path) if path else "scenario"
-    scenario = convert(tree, Scenario, where, lists="docs/simulate.md lists them")
+    scenario = convert(tree, Scenario, where, lists="docs/reference/scenario.md lists them")
     for spec in scenario.specs():
         spec.parameters()
     return scenario

@@ -136,8 +136,15 @@ def load_study(path: str | None = None) -> tuple[Run, ...]:
 
 
 def find_runs(runs: Sequence[Run], pool: str = "", model: str = "") -> tuple[Run, ...]:
-    """The runs of a pool or experiment, and of a model; ``SettingsError`` when there are none."""
-    found = tuple(run for run in runs if pool in ("", run.pool, run.experiment) and model in ("", run.model))
+    """The runs of a pool, an experiment or a run id, several with commas, and of a model; ``SettingsError``
+    when there are none.
+    """
+    wanted = set(pool.split(","))
+    found = tuple(
+        run
+        for run in runs
+        if (not pool or wanted & {run.pool, run.experiment, run.run_id}) and model in ("", run.model)
+    )
     if not found:
         pools = ", ".join(dict.fromkeys(f"{run.pool} ({run.model})" for run in runs))
         raise SettingsError(f"--pool, --model: no run of {pool or 'any pool'} {model}; there are {pools}")

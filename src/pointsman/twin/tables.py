@@ -61,7 +61,7 @@ _CLIENTS: tuple[tuple[str, Cell], ...] = (
 )
 _FLEET: tuple[tuple[str, Cell], ...] = (
     ("prefix hits", _mean("prefix_hit_rate", share)),
-    ("error", _mean("prediction_error_tokens", count)),
+    ("pred. error", _mean("prediction_error_tokens", count)),
     ("copies", _mean("copies_per_prefix", count)),
     ("KV mean", _mean("kv_usage_mean", share)),
     ("max", _mean("kv_usage_max", share)),
@@ -89,6 +89,7 @@ def comparison(summaries: Sequence[Summary]) -> str:
             f"{_table('what clients saw', _CLIENTS, policies)}\n\n"
             f"{_table('what the fleet did', (*_shares(policies[0]), *_FLEET), policies)}"
         )
+        blocks += _classes(policies)
         blocks += _errors(policies)
     return "\n\n".join(blocks)
 
@@ -140,7 +141,7 @@ def ranking(ranked: Ranking, most: int = 20) -> str:
 def slo_text(scenario: Scenario) -> str:
     """``TTFT p99 ≤ 2 s, TPOT p99 ≤ 100 ms``, of each class that has its own."""
     texts = [_limits(scenario.slo)]
-    texts += [f"{name}: {_limits(slo)}" for name, slo in scenario.classes.items()]
+    texts += [f"{name}: {_limits(slo)}" for name, slo in scenario.slos().items()]
     return "; ".join(texts)
 
 
@@ -160,9 +161,9 @@ def legend(summaries: Sequence[Summary]) -> str:
     return fill(
         f"{means if seeds > 1 else ''}"
         "Times are virtual. output tok/s: by makespan, the drain included; under load: while requests were "
-        "sent. goodput: requests/s within the SLO. prefix hits: by the engines' own count; error: tokens by "
-        "which the router's prediction of them was off, a request. copies: endpoints that held a prefix. "
-        "KV: share of the KV cache in use.",
+        "sent. goodput: requests/s within the SLO. prefix hits: share of the prompt tokens, by the engines' "
+        "own count; pred. error: tokens by which the router's prediction of them was off, a request. copies: "
+        "endpoints that served a prefix. KV: share of the KV cache in use.",
         WIDTH,
     )
 
@@ -177,6 +178,30 @@ def _shares(summary: Summary) -> list[tuple[str, Cell]]:
         return lambda summary: share(summary.accelerators[name].request_share.mean)
 
     return [(f"to {name}", cell(name)) for name in summary.accelerators]
+
+
+def _classes(summaries: Sequence[Summary]) -> list[str]:
+    """A table with a line a class and policy, where there are several classes."""
+    names = list(dict.fromkeys(name for summary in summaries for name in summary.classes))
+    if len(names) < 2:
+        return []
+    rows = [["by SLO class", "", "requests", "within SLO", "goodput", "TTFT p50", "p99", "TPOT p99"]]
+    for name in names:
+        for summary in summaries:
+            found = summary.classes.get(name)
+            if found is not None:
+                times = (found.ttft_p50_s, found.ttft_p99_s, found.tpot_p99_s)
+                rows.append(
+                    [
+                        summary.policy,
+                        name or "none",
+                        count(found.requests.mean),
+                        share(found.within_slo.mean),
+                        with_interval(found.goodput, count),
+                        *(seconds(time.mean if time else None) for time in times),
+                    ]
+                )
+    return [columns(rows)]
 
 
 def _errors(summaries: Sequence[Summary]) -> list[str]:

@@ -114,11 +114,11 @@ def _inline(cls: type[msgspec.Struct]) -> Iterator[str]:
 def _ready_made() -> Iterator[str]:
     yield "The ready-made classes:"
     yield ""
-    yield "| `classes` | name | weight | `ttft_s` | `tpot_s` | priority | calls |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| `classes` | name | weight | `ttft_s` | `tpot_s` | calls |"
+    yield "|---|---|---|---|---|---|"
     for count, parts in READY_MADE.items():
         for part in parts:
-            limits = f"{part.ttft_s:g} | {part.tpot_s:g} | {part.priority}"
+            limits = f"{part.ttft_s:g} | {part.tpot_s:g}"
             yield f"| {count} | {part.name} | {part.weight:g} | {limits} | `{_brief(part.of)}` |"
 
 

@@ -24,7 +24,7 @@ from pointsman.errors import SettingsError
 
 TTFT_HEADER, TPOT_HEADER = "x-llm-d-slo-ttft-ms", "x-llm-d-slo-tpot-ms"
 OBJECTIVE_HEADER = "x-llm-d-inference-objective"
-"""llm-d's names: limits in milliseconds, and the InferenceObjective that holds the priority."""
+"""llm-d's names: limits in milliseconds, and the InferenceObjective of the class."""
 Inner: TypeAlias = Prompts | Adapters | Tenants
 _NAME = re.compile(r"[!-~]+")
 
@@ -36,7 +36,6 @@ class Part(Checked, frozen=True, kw_only=True):
     weight: Annotated[Positive, says("its calls are this part of all; weights need not add up to 1")] = 1.0
     ttft_s: Annotated[Seconds, says("limit for the first token; 0: none")] = 0.0
     tpot_s: Annotated[Seconds, says("limit for the mean time of each further token; 0: none")] = 0.0
-    priority: Annotated[int, says("what its InferenceObjective gives; below 0 may be dropped")] = 0
     of: Annotated[Inner, says("its calls")] = SharedPrefix()
 
     def __post_init__(self) -> None:
@@ -52,11 +51,9 @@ class Part(Checked, frozen=True, kw_only=True):
         return (*told, (OBJECTIVE_HEADER, self.name))
 
 
-_INTERACTIVE = Part(
-    name="interactive", weight=0.7, ttft_s=1.0, tpot_s=0.1, priority=10, of=Conversations(think_s=5.0)
-)
+_INTERACTIVE = Part(name="interactive", weight=0.7, ttft_s=1.0, tpot_s=0.1, of=Conversations(think_s=5.0))
 _STANDARD = Part(name="standard", weight=0.3, ttft_s=5.0, tpot_s=0.15, of=Agents())
-_BATCH = Part(name="batch", weight=0.3, ttft_s=60.0, priority=-1, of=Unrelated(3000, 800, 0.5))
+_BATCH = Part(name="batch", weight=0.3, ttft_s=60.0, of=Unrelated(3000, 800, 0.5))
 READY_MADE: Mapping[int, tuple[Part, ...]] = MappingProxyType(
     {2: (_INTERACTIVE, _BATCH), 3: (_INTERACTIVE, _STANDARD, _BATCH)}
 )
@@ -64,7 +61,7 @@ READY_MADE: Mapping[int, tuple[Part, ...]] = MappingProxyType(
 
 
 class SloClasses(Checked, frozen=True, tag_field="kind", tag="slo-classes"):
-    """A mixture of classes, each with its own calls, limits and priority. Requests carry llm-d's headers
+    """A mixture of classes, each with its own calls and limits. Requests carry llm-d's headers
     ``x-llm-d-slo-ttft-ms``, ``x-llm-d-slo-tpot-ms`` and ``x-llm-d-inference-objective``. The load counts
     first calls: what follows them in conversations and trees comes on top.
     """
