@@ -52,7 +52,7 @@ class Flight:
         self._ahead_tokens = load.tokens
         load.context_tokens += decision.prompt_tokens
         load.since_sum_s += decision.at_s
-        load.changed = True
+        load.changes += 1
 
     def first_output(self, now: float) -> None:
         """The prefill is over: its tokens no longer weigh on the endpoint."""
@@ -63,7 +63,7 @@ class Flight:
             load.first_outputs += 1
             load.first_wait_s += now - self.decision.at_s
             load.ahead_tokens += self._ahead_tokens
-            load.changed = True
+            load.changes += 1
 
     def release(self) -> None:
         """The endpoint is rid of this request. Later calls do nothing."""
@@ -74,7 +74,7 @@ class Flight:
             load.tokens -= self._tokens
             load.context_tokens -= self.decision.prompt_tokens
             load.since_sum_s = load.since_sum_s - self.decision.at_s if load.requests else 0.0
-            load.changed = True
+            load.changes += 1
 
 
 class Router:

@@ -97,7 +97,7 @@ class Load:
 
     __slots__ = (
         "ahead_tokens",
-        "changed",
+        "changes",
         "context_tokens",
         "first_outputs",
         "first_wait_s",
@@ -123,8 +123,8 @@ class Load:
         self.ahead_tokens = 0
         self.received_bytes = 0
         """Response bytes so far."""
-        self.changed = True
-        """For whoever keeps something computed from this load and clears the mark."""
+        self.changes = 1
+        """Grows with each change of what is in flight: whoever computes something from it can tell."""
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,6 +185,17 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Stable word for what went wrong; empty when nothing did."""
 
 
+class Prediction(msgspec.Struct, frozen=True, gc=False):
+    """What was expected of the chosen endpoint, seconds."""
+
+    queue_s: float
+    """Until the prompts before it are computed."""
+    prefill_s: float
+    """Its own, to the first token."""
+    step_s: float
+    """For each further token, as things stood."""
+
+
 class Decision(msgspec.Struct):
     """Where a request goes, and everything needed to explain it afterwards. Complete once ``outcome`` is
     set.
@@ -210,4 +221,6 @@ class Decision(msgspec.Struct):
     response_headers: tuple[tuple[str, str], ...] = ()
     tried: tuple[str, ...] = ()
     """Endpoints that failed this request before ``chosen`` got it."""
+    predicted: Prediction | None = None
+    """By policies that predict."""
     outcome: Outcome | None = None

@@ -38,7 +38,11 @@ def test_nothing_seen_is_the_prior() -> None:
 @given(st.integers(0, 50))
 def test_it_predicts_what_it_has_learned(seed: int) -> None:
     fit = learn(TRUE, noise=0.1, seed=seed)
-    for features in ((1.0, 20.0, 150_000.0, 0.0), (1.0, 100.0, 770_000.0, 0.0), (1.0, 50.0, 50_000.0, 1500.0)):
+    for features in (
+        (1.0, 20.0, 150_000.0, 0.0),
+        (1.0, 100.0, 770_000.0, 0.0),
+        (1.0, 50.0, 50_000.0, 1500.0),
+    ):
         assert line(fit.coefficients, features) == pytest.approx(line(TRUE, features), rel=0.12)
 
 

@@ -41,7 +41,10 @@ def test_it_learns_how_long_steps_and_prompts_take() -> None:
         true = PARAMETERS[endpoint.name, GRANITE]
         speed = speeds.by_slot[endpoint.slot]
         for n in (15, 40):
-            assert speed.step_s(n, n * 6500) == pytest.approx(true.step_s(n, n * 6500), rel=0.25), (n, endpoint)
+            assert speed.step_s(n, n * 6500) == pytest.approx(true.step_s(n, n * 6500), rel=0.25), (
+                n,
+                endpoint,
+            )
         assert 1 / speeds.token_s(endpoint.slot) == pytest.approx(true.prefill_tokens_per_s, rel=0.5)
 
 
@@ -61,7 +64,9 @@ def test_siblings_share_what_is_learned_and_a_throttled_one_splits_off() -> None
     speeds = speeds_of(simulation)
     kinds = {id(speed.kind) for speed in speeds.by_slot.values()}
     assert len(kinds) == 1
-    scales = {m.endpoint.name: speeds.by_slot[m.endpoint.slot].scale for m in simulation.pool.members.values()}
+    scales = {
+        m.endpoint.name: speeds.by_slot[m.endpoint.slot].scale for m in simulation.pool.members.values()
+    }
     usual = [scale for name, scale in scales.items() if name != "a-2"]
     assert max(usual) / min(usual) < 1.3
     assert scales["a-2"] / max(usual) > 1.3

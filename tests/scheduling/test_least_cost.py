@@ -19,7 +19,7 @@ from pointsman.testing import fleet, request
 from pointsman.twin.policies import policy
 from pointsman.twin.run import Simulation, StageRun
 from pointsman.twin.scenario import Scenario
-from pointsman.types import Endpoint, Ending, Outcome, Usage
+from pointsman.types import Ending, Endpoint, Outcome, Usage
 
 PROMPT = "once upon a time there was a long prompt " * 100
 
@@ -75,7 +75,7 @@ def test_nothing_is_kept_of_requests_that_are_over() -> None:
         outcome = Outcome(ending=Ending.OK, status=200, usage=Usage(output_tokens=10))
         place.scheduler.finish(made, decision, outcome)
     assert place.picker._held == {}
-    assert place.picker._holding == {}
+    assert place.picker._places == {}
 
 
 def simulate(name: str, engines: tuple[FleetItem, ...], rate: float, seed: int = 0) -> list[StageRun]:

@@ -68,5 +68,6 @@ def render(decision: Decision) -> dict[str, Any]:
         "tried_before": list(decision.tried),
         "prompt_tokens": decision.prompt_tokens,
         "matched_tokens": decision.matched_tokens,
+        "predicted": msgspec.to_builtins(decision.predicted) if decision.predicted else None,
         "outcome": msgspec.to_builtins(outcome) if outcome else None,
     }

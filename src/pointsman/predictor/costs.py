@@ -14,7 +14,7 @@ from math import exp, inf
 
 from pointsman.predictor.lengths import Lengths
 from pointsman.predictor.speed import SAMPLE_S, Speeds
-from pointsman.types import Endpoint, Load
+from pointsman.types import Endpoint
 
 QUEUE = 6
 OTHERS = 0.5
@@ -51,6 +51,8 @@ class Costs:
         self.tight = False
         """Some endpoint may be short of room."""
         self._names: list[str] = []
+        self._seen: list[int] = []
+        """``Load.changes`` of what the lists were computed from."""
         self._usual_prompt = 0.0
         self._usual_hold = 0.0
         self._at_s = -inf
@@ -59,8 +61,12 @@ class Costs:
         """Bring the lists up to date: for all ``endpoints`` a few times a second, else for those whose load
         has changed.
         """
-        changed = [e for e in endpoints if e.load.changed]
-        new = any([self._is_new(e) for e in changed])
+        if len(self._seen) <= max([e.slot for e in endpoints]):
+            self._grow(max(e.slot for e in endpoints) + 1)
+        seen = self._seen
+        changed = [e for e in endpoints if seen[e.slot] != e.load.changes]
+        names = self._names
+        new = [e for e in changed if names[e.slot] != e.name]
         if new or now_s - self._at_s >= SAMPLE_S:
             self._sample(endpoints, now_s)
             return
@@ -72,14 +78,14 @@ class Costs:
         self._usual_prompt += (prompt_tokens - self._usual_prompt) / MEMORY
         self._usual_hold += (hold_tokens - self._usual_hold) / MEMORY
 
-    def _is_new(self, endpoint: Endpoint) -> bool:
-        slot, names = endpoint.slot, self._names
-        if slot >= len(names):
-            more = slot + 1 - len(names)
-            names += [""] * more
-            for column in (self.wait, self.token, self.output, self.context, self.room, self.level, self.step_s):
-                column += [0.0] * more
-        return names[slot] != endpoint.name
+    def _grow(self, slots: int) -> None:
+        more = slots - len(self._seen)
+        self._names += [""] * more
+        self._seen += [0] * more
+        for column in (self.wait, self.token, self.output, self.context):
+            column += [0.0] * more
+        for column in (self.room, self.level, self.step_s):
+            column += [0.0] * more
 
     def _sample(self, endpoints: Sequence[Endpoint], now_s: float) -> None:
         passed_s, self._at_s = now_s - self._at_s, now_s
@@ -110,7 +116,7 @@ class Costs:
 
     def _compute(self, endpoint: Endpoint, now_s: float) -> None:
         slot, load, metrics = endpoint.slot, endpoint.load, endpoint.metrics
-        load.changed = False
+        self._seen[slot] = load.changes
         running, length = load.requests, self.lengths.pool
         generated = self._generated(endpoint, now_s)
         speed = self.speeds.by_slot[slot]

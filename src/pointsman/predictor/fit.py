@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 Coefficients = tuple[float, float, float, float]
-"""Seconds a step takes: in any case, for each sequence, for each token of context, for each token of prefill."""
+"""Seconds a step takes: in any case, for each sequence, for each token of context, for each token of
+prefill.
+"""
 
 UNITS: Coefficients = (1.0, 1 / 32, 1 / 250_000, 1 / 1000)
 """The features are brought to about the same size, so that one ridge fits them all."""

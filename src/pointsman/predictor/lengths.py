@@ -17,8 +17,8 @@ class Length:
 
     def __init__(self, like: Length | None = None) -> None:
         self._answers = 1
-        self.mean = like.mean if like else DEFAULT_TOKENS
-        self._square = like._square if like else DEFAULT_TOKENS * DEFAULT_TOKENS
+        self.mean: float = like.mean if like else DEFAULT_TOKENS
+        self._square: float = like._square if like else DEFAULT_TOKENS * DEFAULT_TOKENS
 
     @property
     def of_a_token(self) -> float:

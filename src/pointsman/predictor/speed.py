@@ -17,7 +17,7 @@ from math import exp, log
 import msgspec
 
 from pointsman.predictor.fit import PRIOR, Coefficients, StepFit
-from pointsman.types import Endpoint, Load
+from pointsman.types import Endpoint
 
 SAMPLE_S = 0.25
 MAX_GAP_S = 1.0

@@ -11,7 +11,7 @@ from pointsman.predictor.speed import Speeds
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.cycle import Cycle
 from pointsman.scheduling.signals import prefix_match
-from pointsman.types import Decision, Endpoint, InferenceRequest, Outcome
+from pointsman.types import Decision, Endpoint, InferenceRequest, Outcome, Prediction
 
 NEAR = 1.005
 """Costs that differ by less are the same: the choice between them is spread."""
@@ -24,10 +24,14 @@ EARLY_MOVES_SHARE = 0.1
 """The same while the speeds are still being learned: what was placed in ignorance has to move."""
 MOVES_AT_ONCE = 6.0
 
+Place = tuple[int, int]
+"""An endpoint's slot and the first block of a prompt."""
+
 
 @register("least-cost-picker")
 class LeastCost(Plugin):
-    """The endpoint where the request costs least, see ``predictor.costs``; scores do not matter.
+    """The endpoint where the request costs least in seconds, its own and those of the requests there; scores
+    do not matter. It learns how fast each endpoint is from the traffic itself, and has nothing to set.
 
     A request leaves the homes of its prefix only for a saving that has lasted and is larger than what the
     prompt takes to be computed again, times a price. The price rises with each request that leaves and falls
@@ -38,8 +42,9 @@ class LeastCost(Plugin):
         self._costs = Costs(Speeds(), Lengths())
         self._price = 0.0
         self._allowance = MOVES_AT_ONCE
-        self._held: dict[tuple[int, int], int] = {}
-        self._holding: dict[str, tuple[int, int]] = {}
+        self._held: dict[Place, int] = {}
+        """Requests in flight by where they hold which prompt in KV."""
+        self._places: dict[str, Place] = {}
 
     def pick(self, cycle: Cycle, scores: Sequence[float]) -> Sequence[Endpoint]:
         costs, endpoints, request = self._costs, cycle.endpoints, cycle.request
@@ -48,83 +53,92 @@ class LeastCost(Plugin):
         length = costs.lengths.of(request).of_a_token
         wait, token, output, context = costs.wait, costs.token, costs.output, costs.context
         slots = [e.slot for e in endpoints]
-        total = [
-            wait[s] + prompt * token[s] + length * (output[s] + prompt * context[s]) for s in slots
-        ]
+        total = [wait[s] + prompt * token[s] + length * (output[s] + prompt * context[s]) for s in slots]
         match = cycle.get(prefix_match)
-        cached = {}
-        if match.blocks_by_slot:
+        cached: dict[int, int] = {}
+        held = match.blocks_by_slot
+        if held:
             for i, slot in enumerate(slots):
-                if slot in match.blocks_by_slot:
+                if slot in held:
                     cached[i] = match.tokens(slot)
                     total[i] -= cached[i] * token[slot]
-        key = match.chains[0].hash(0) if match.chains else 0
         if costs.tight:
-            self._turn_away(slots, total, cached, prompt, length, key)
-        chosen = self._choose(cycle, slots, total, cached)
-        slot, place = slots[chosen], (slots[chosen], key)
-        held = self._held.get(place, 0)
-        costs.sent(prompt, prompt - cached.get(chosen, 0) if held else prompt)
-        self._held[place] = held + 1
-        self._holding[request.id] = place
-        return (endpoints[chosen],)
+            self._turn_away(cycle, slots, total, cached, length)
+        return (endpoints[self._choose(cycle, slots, total, cached)],)
 
     def _choose(self, cycle: Cycle, slots: list[int], total: list[float], cached: Mapping[int, int]) -> int:
-        settled = self._costs.speeds.settled
-        share = MOVES_SHARE if settled else EARLY_MOVES_SHARE
+        costs = self._costs
+        share = MOVES_SHARE if costs.speeds.settled else EARLY_MOVES_SHARE
         self._allowance = min(MOVES_AT_ONCE, self._allowance + share)
         self._price = max(0.0, self._price - PRICE_STEP * MOVES_SHARE)
-        best = self._least(cycle, total)
-        most = max(cached.values(), default=0)
-        if not most or cached.get(best, 0) >= HOME_SHARE * most:
+        best = _least(cycle, total)
+        if not cached:
             return best
-        homes = [i for i, tokens in cached.items() if tokens >= HOME_SHARE * most]
-        home = min(homes, key=total.__getitem__)
-        level = self._costs.level
-        saved_s = min(total[home] - total[best], level[slots[home]] - level[slots[best]])
-        again = cycle.request.prompt_tokens - cached.get(best, 0)
-        again_s = again * self._costs.speeds.token_s(slots[best])
-        if total[home] == inf or (self._allowance >= 1 and saved_s > self._price * again_s):
-            self._allowance = max(0.0, self._allowance - 1)
-            self._price += PRICE_STEP
+        enough = HOME_SHARE * max(cached.values())
+        if cached.get(best, 0) >= enough:
             return best
-        return home
-
-    def _least(self, cycle: Cycle, total: list[float]) -> int:
-        least = min(total)
-        near = [i for i, t in enumerate(total) if t <= least * NEAR]
-        if len(near) > 1:
-            return near[int(cycle.services.rng.random() * len(near))]
-        return total.index(least)
+        home = min([i for i, tokens in cached.items() if tokens >= enough], key=total.__getitem__)
+        if total[home] < inf:
+            saved_s = min(total[home] - total[best], costs.level[slots[home]] - costs.level[slots[best]])
+            again = cycle.request.prompt_tokens - cached.get(best, 0)
+            if self._allowance < 1 or saved_s <= self._price * again * costs.speeds.token_s(slots[best]):
+                return home
+        self._allowance = max(0.0, self._allowance - 1)
+        self._price += PRICE_STEP
+        return best
 
     def _turn_away(
-        self,
-        slots: list[int],
-        total: list[float],
-        cached: dict[int, int],
-        prompt: int,
-        length: float,
-        key: int,
+        self, cycle: Cycle, slots: list[int], total: list[float], cached: Mapping[int, int], length: float
     ) -> None:
         """Leave out who has no room for the request's KV, as long as somebody has."""
-        room = self._costs.room
-        full = [i for i, slot in enumerate(slots) if room[slot] < prompt + length]
+        room, first = self._costs.room, _first_block(cycle)
+        need = cycle.request.prompt_tokens + length
+        full = [i for i, slot in enumerate(slots) if room[slot] < need]
+        # What requests in flight hold of the same prompt there needs no room a second time.
         full = [
-            i for i in full if room[slots[i]] < prompt - self._shared(slots[i], key, cached.get(i, 0)) + length
+            i
+            for i in full
+            if i not in cached or (slots[i], first) not in self._held or room[slots[i]] < need - cached[i]
         ]
         if len(full) < len(slots):
             for i in full:
                 total[i] = inf
 
-    def _shared(self, slot: int, key: int, cached: int) -> int:
-        """Prompt tokens that are in use there anyhow."""
-        return cached if self._held.get((slot, key)) else 0
+    def on_dispatch(self, cycle: Cycle, decision: Decision) -> None:
+        costs, slot, load = self._costs, decision.chosen.slot, decision.chosen.load
+        prompt, uncached = decision.prompt_tokens, decision.prompt_tokens - decision.matched_tokens
+        self._leave(decision.request_id)
+        place = slot, _first_block(cycle)
+        sharing = self._held.get(place, 0)
+        self._held[place] = sharing + 1
+        self._places[decision.request_id] = place
+        costs.sent(prompt, uncached if sharing else prompt)
+        token_s, step_s = costs.speeds.token_s(slot), costs.step_s[slot]
+        decision.predicted = Prediction(load.tokens * token_s, step_s + uncached * token_s, step_s)
 
     def on_outcome(self, request: InferenceRequest, decision: Decision, outcome: Outcome) -> None:
         if outcome.usage.output_tokens:
             self._costs.lengths.add(request, outcome.usage.output_tokens)
-        place = self._holding.pop(request.id, None)
+        self._leave(decision.request_id)
+
+    def _leave(self, request_id: str) -> None:
+        place = self._places.pop(request_id, None)
         if place is not None:
-            self._held[place] -= 1
-            if not self._held[place]:
+            left = self._held[place] - 1
+            if left:
+                self._held[place] = left
+            else:
                 del self._held[place]
+
+
+def _least(cycle: Cycle, total: list[float]) -> int:
+    """Where the least is; any of those that are as good as that."""
+    least = min(total)
+    limit = least * NEAR
+    near = [i for i, t in enumerate(total) if t <= limit]
+    return near[int(cycle.services.rng.random() * len(near))] if len(near) > 1 else near[0]
+
+
+def _first_block(cycle: Cycle) -> int:
+    chains = cycle.get(prefix_match).chains
+    return chains[0].hash(0) if chains else 0
