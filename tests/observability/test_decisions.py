@@ -9,7 +9,7 @@ import pytest
 
 from pointsman.observability.decisions import MAX_SCORES, DecisionRing, render
 from pointsman.testing import fleet, request
-from pointsman.types import Decision, Ending, Outcome
+from pointsman.types import Decision, Ending, Outcome, Prediction
 
 OK = Outcome(ending=Ending.OK, status=200, endpoint="e0")
 
@@ -71,6 +71,7 @@ def test_a_decision_is_told_whole_as_json() -> None:
             weights={"queue": 2.0, "kv": 1.0},
             prompt_tokens=100,
             matched_tokens=64,
+            predicted=Prediction(0.5, 0.25, 0.01),
             tried=("e2",),
             outcome=OK,
         )
@@ -93,6 +94,7 @@ def test_a_decision_is_told_whole_as_json() -> None:
         "tried_before": ["e2"],
         "prompt_tokens": 100,
         "matched_tokens": 64,
+        "predicted": {"queue_s": 0.5, "prefill_s": 0.25, "step_s": 0.01},
         "outcome": told["outcome"],
     }
     assert told["outcome"]["ending"] == "ok"
