@@ -130,6 +130,14 @@ def test_constants_survive_a_file(tmp_path: Path) -> None:
         load_constants(path)
 
 
+def test_the_studys_own_fit_comes_with_the_package() -> None:
+    found = load_constants("refitted")
+    assert set(found) == {(accelerator, GRANITE) for accelerator in ("h100-nvl", "mi325x", "gaudi3")}
+    for kind, parameters in found.items():
+        assert parameters.block_tokens == PARAMETERS[kind].block_tokens
+        assert parameters.kv_tokens == pytest.approx(PARAMETERS[kind].kv_tokens, rel=0.15)
+
+
 def test_points_on_a_plane_give_its_constants_and_no_error() -> None:
     prefill = [(n, 0.012 + n / 10_000) for n in (100.0, 1000.0, 4000.0)]
     decode = [

@@ -38,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes; default: all cores",
     )
     add("--stages", metavar="FILE", help="measured runs of your own, a CSV with the study's columns")
-    add("--constants", metavar="FILE", help="engine constants as `pointsman calibrate` writes them")
+    add(
+        "--constants",
+        metavar="FILE",
+        help="engine constants, as `pointsman calibrate` writes them, or `refitted`",
+    )
     add("--json", action="store_true", help="a JSON object a line: every stage, policy and seed")
     add("--plot", metavar="FILE", help="write a chart, .svg or .png")
     what = parser.add_mutually_exclusive_group()
