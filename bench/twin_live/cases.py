@@ -48,22 +48,20 @@ ONE = Case(
 )
 SIX = Case(
     name="six",
-    says="2 H100-NVL, 2 MI325X, 2 Gaudi3, 15 requests/s",
+    says="2 H100-NVL, 2 MI325X, 2 Gaudi3, 10 requests/s",
     scenario=Scenario(
         engines=tuple(FleetItem(accelerator=item.accelerator, count=2) for item in THREE_VENDORS),
-        workload=prompts(30, 18, 250),
-        stages=(Load(rate=6, duration_s=10), Load(rate=15, duration_s=30)),
+        workload=prompts(30, 15, 250),
+        stages=(Load(rate=6, duration_s=10), Load(rate=10, duration_s=30)),
     ),
 )
 TWENTY = Case(
     name="twenty",
-    says="4 H100-NVL, 8 MI325X, 8 Gaudi3, 30 requests/s",
+    says="4 H100-NVL, 8 MI325X, 8 Gaudi3, 25 requests/s",
     scenario=Scenario(
-        workload=prompts(100, 15, 250),
-        stages=(Load(rate=15, duration_s=15), Load(rate=30, duration_s=40)),
-        metrics_interval_s=0.1,
+        workload=prompts(100, 12, 250),
+        stages=(Load(rate=15, duration_s=12), Load(rate=25, duration_s=30)),
     ),
-    speed=2.0,
 )
 OVERLOAD = Case(
     name="overload",

@@ -122,6 +122,14 @@ def test_a_given_size_of_the_kv_cache_is_not_fitted(command: Command, small: str
     assert found["fit"]["start"]["kv_tokens"] == found["fit"]["found"]["kv_tokens"] == 200_000
 
 
+def test_the_routers_cost_is_fitted_on_the_runs_behind_it(command: Command, small: str) -> None:
+    code, out, _ = command("calibrate", "--stages", small, "--router-cost", "--json")
+    assert code == 0
+    (found,) = objects(out)
+    assert found["router"]["stream_s"] > 0
+    assert found["ttft_factor"] > 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -133,6 +141,7 @@ def test_a_given_size_of_the_kv_cache_is_not_fitted(command: Command, small: str
         (("casestudy", "--scaling", "--plot", "x.svg"), "leave out --fidelity or --scaling"),
         (("casestudy", "--constants", "none.yaml"), "none.yaml"),
         (("calibrate", "--pool", "3vendor"), "no run of one kind of server alone"),
+        (("calibrate", "--pool", "3vendor", "--router-cost"), "no single-vendor run behind llm-d"),
         (("calibrate", "--results", "somewhere"), "--accelerator: give the servers a name"),
         (("calibrate", "--url", "http://127.0.0.1:1"), "--kv-tokens: the server's metrics do not tell"),
     ],

@@ -15,11 +15,11 @@ from pointsman.types import Prompt
 CHAIN = 32
 
 
-def fill(index: PrefixIndex, slot: int, blocks: int, rng: random.Random) -> None:
-    """Insert at least ``blocks`` blocks that nobody has seen."""
-    for _ in range(0, blocks, CHAIN):
-        data = rng.randbytes((CHAIN + 3) * index.block_bytes)  # the first block is four times as large
-        fresh = request(prompts=(Prompt(data, (CHAIN + 3) * index.block_tokens),))
+def fill(index: PrefixIndex, slot: int, blocks: int, rng: random.Random, chain: int = CHAIN) -> None:
+    """Insert at least ``blocks`` blocks that nobody has seen, ``chain`` in a prompt."""
+    for _ in range(0, blocks, chain):
+        data = rng.randbytes((chain + 3) * index.block_bytes)  # the first block is four times as large
+        fresh = request(prompts=(Prompt(data, (chain + 3) * index.block_tokens),))
         index.insert(slot, index.match(fresh).chains)
 
 
@@ -34,29 +34,32 @@ def nearly(index: PrefixIndex, slot: int, blocks: int) -> bool:
     )
 
 
-def live_a_full_life(index: PrefixIndex, pairs: int) -> None:
+def live_a_full_life(index: PrefixIndex, pairs: int, chain: int) -> None:
     """Fill up, churn, share with 19 newcomers, lose half of them, refill: every state of its tables."""
     rng = random.Random(pairs)
     index.add(0)
-    fill(index, 0, 3 * pairs, rng)
+    fill(index, 0, 3 * pairs, rng, chain)
     for slot in range(1, 20):
         index.add(slot)
-        fill(index, slot, 2 * pairs // (slot + 1), rng)
+        fill(index, slot, 2 * pairs // (slot + 1), rng, chain)
     for slot in range(5, 15):
         index.remove(slot)
     index.clear(16)
     for slot in (0, 1, 2, 3, 4, 15):
-        fill(index, slot, pairs // 3, rng)
+        fill(index, slot, pairs // 3, rng, chain)
 
 
-@pytest.mark.parametrize("pairs", [1_000, 20_000, 43_691, 100_000])
-def test_memory_never_passes_the_bound(pairs: int) -> None:
+@pytest.mark.parametrize(
+    ("pairs", "chain"),
+    [(1_000, 1), (5_462, 1), (1_000, CHAIN), (20_000, CHAIN), (43_691, CHAIN), (100_000, CHAIN)],
+)
+def test_memory_never_passes_the_bound(pairs: int, chain: int) -> None:
     gc.collect()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     index = PrefixIndex(max_bytes=pairs * 516, block_tokens=64)
     index.set_default_capacity(1 << 40)
-    live_a_full_life(index, pairs)
+    live_a_full_life(index, pairs, chain)
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     assert index.used_bytes > 0.5 * index.max_bytes, "the test must fill it"
@@ -64,15 +67,15 @@ def test_memory_never_passes_the_bound(pairs: int) -> None:
     assert peak <= index.max_bytes
 
 
-@pytest.mark.parametrize("pairs", [1_000, 20_000, 100_000])
+@pytest.mark.parametrize(("pairs", "chain"), [(1_000, 1), (20_000, 1), (20_000, CHAIN), (100_000, CHAIN)])
 @pytest.mark.parametrize("slots", [1, 20, 900])
-def test_what_is_charged_for_a_block_is_more_than_it_takes(pairs: int, slots: int) -> None:
+def test_what_is_charged_for_a_block_is_more_than_it_takes(pairs: int, slots: int, chain: int) -> None:
     gc.collect()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     index = PrefixIndex(max_bytes=1 << 40, block_tokens=64)
     index.add(slots - 1, 1 << 40)
-    fill(index, slots - 1, pairs, random.Random(1))
+    fill(index, slots - 1, pairs, random.Random(1), chain)
     taken = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert index.blocks(slots - 1) >= pairs
@@ -185,3 +188,67 @@ def test_finds_any_number_of_holders_at_any_depth() -> None:
         index.add(slot)
         index.insert(slot, index.match(request(text[: 256 * (slot % 4 + 4)])).chains)
     assert index.match(request(text)).blocks_by_slot == {slot: slot % 4 + 4 for slot in range(0, 300, 3)}
+
+
+def test_the_shared_part_of_prompts_is_found_block_by_block() -> None:
+    index, rng = PrefixIndex(block_tokens=64), random.Random(3)
+    index.add(0)
+    text = rng.randbytes(256 * 24)
+    index.insert(0, index.match(request(prompts=(Prompt(text, 0),))).chains)
+    for shared in (20, 5, 12, 13, 23, 4):
+        branch = text[: 256 * shared] + rng.randbytes(256 * 8)
+        match = index.match(request(prompts=(Prompt(branch, 0),)))
+        assert match.blocks_by_slot == {0: shared}
+        index.insert(0, match.chains)
+        assert index.match(request(prompts=(Prompt(branch, 0),))).ratio(0) == 1.0
+        assert index.match(request(prompts=(Prompt(text, 0),))).ratio(0) == 1.0
+
+
+def test_a_conversation_that_changes_endpoints_is_found_whole_at_the_last_one() -> None:
+    index, rng = PrefixIndex(block_tokens=64), random.Random(4)
+    index.add(0)
+    index.add(1)
+    text = rng.randbytes(256 * 4)
+    for turn in range(40):
+        text += rng.randbytes(256 * 3)
+        asked = request(prompts=(Prompt(text, 0),))
+        index.insert(turn // 3 % 2, index.match(asked).chains)
+        assert index.match(asked).ratio(turn // 3 % 2) == 1.0
+    assert 0.8 < index.match(asked).ratio(0) < 1.0
+
+
+def test_a_long_prompt_is_forgotten_from_its_end() -> None:
+    index, rng = PrefixIndex(block_tokens=64), random.Random(6)
+    index.add(0, 64 * 200)
+    long = request(prompts=(Prompt(rng.randbytes(256 * 150), 0),))
+    index.insert(0, index.match(long).chains)
+    fill(index, 0, 64, rng)
+    assert 0.5 < index.match(long).ratio(0) < 1.0
+
+
+def test_chains_matched_before_the_index_changed_are_inserted_as_they_are_now() -> None:
+    index, text = PrefixIndex(block_tokens=64), "x" * 256 * 12
+    for slot in (0, 1):
+        index.add(slot)
+    early = index.match(request(text)).chains
+    index.insert(0, index.match(request(text[: 256 * 8] + "y" * 256 * 4)).chains)
+    index.insert(0, early)
+    index.insert(1, early)
+    assert index.match(request(text)).blocks_by_slot == {0: 12, 1: 12}
+    assert index.blocks(0) == 9 + 4
+
+
+def test_a_large_prompt_in_steady_use_ages_nothing_away() -> None:
+    index, rng = PrefixIndex(block_tokens=64), random.Random(7)
+    index.add(0, 64 * 800)
+    large = request(prompts=(Prompt(rng.randbytes(256 * 120), 0),))
+    small = [request(prompts=(Prompt(rng.randbytes(256 * 4), 0),)) for _ in range(60)]
+    for one in small:  # each use of the large prompt begins a generation
+        index.insert(0, index.match(one).chains)
+        index.insert(0, index.match(large).chains)
+    assert index.tokens(0) == 64 * (4 * 60 + index.match(large).total_blocks)
+    assert all(index.match(one).ratio(0) == 1.0 for one in (*small, large))
+    fill(index, 0, 64 * 12, rng)
+    assert not any(index.match(one).ratio(0) for one in small[:30])
+    index.clear(0)
+    assert index.blocks(0) == index.tokens(0) == 0

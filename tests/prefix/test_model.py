@@ -13,7 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pointsman.prefix.approximate import GENERATIONS, PrefixIndex
+from pointsman.prefix.approximate import PrefixIndex
+from pointsman.prefix.segments import GENERATIONS
 from pointsman.testing import request
 from pointsman.types import InferenceRequest, Prompt
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import uvloop
@@ -18,25 +19,31 @@ from pointsman.sim.fleet import running_fleet
 from pointsman.sim.profiles import GRANITE, PARAMETERS, EngineParameters
 from pointsman.sim.spec import EngineSpec
 from pointsman.twin import calibrate_tables as tables
+from pointsman.twin import router_delay
 from pointsman.twin.calibrate import FIELDS, Error, fit, moved, ranges, single_kind, trades
 from pointsman.twin.compare import Task, simulate
 from pointsman.twin.constants import dump_constants, load_constants
+from pointsman.twin.fidelity import POLICIES
+from pointsman.twin.gateway import RouterCost
 from pointsman.twin.inference_perf import read_results
 from pointsman.twin.policies import policy
 from pointsman.twin.probe import Settings, fitted, kv_cache_of, probe
-from pointsman.twin.replay import as_sent, scenario_of
+from pointsman.twin.replay import NO_COST, as_sent, scenario_of
 from pointsman.twin.study import Run, find_runs, load_study
 
 TRUE = structs.replace(PARAMETERS["h100-nvl", GRANITE], kv_tokens=60_000)
 KIND = ("h100-nvl", GRANITE)
 
 
-def measured(parameters: EngineParameters, seed: int = 0) -> Run:
+def measured(
+    parameters: EngineParameters, *, router: Literal["k8s", "llmd"] = "k8s", cost: RouterCost = NO_COST
+) -> Run:
     """A run of two servers with these constants, "measured" in the twin itself."""
     row = find_runs(load_study(), "nv", GRANITE)[1].rows[0]
     row = structs.replace(
         row,
         run_id="made up",
+        router=router,
         num_groups=12,
         prompts_per_group=2,
         system_prompt_len=3000,
@@ -52,8 +59,8 @@ def measured(parameters: EngineParameters, seed: int = 0) -> Run:
         for i, (rate, n) in enumerate([(4.0, 24), (1.0, 10), (12.0, 60)])
     )
     run = Run(rows, ((KIND[0], 2),))
-    scenario = scenario_of(run, as_sent(rows, seed), constants={KIND: parameters})
-    stages = simulate(Task(scenario=scenario, policy=policy("k8s-random"), seed=seed)).stages
+    scenario = scenario_of(run, as_sent(rows, 0), constants={KIND: parameters}, router=cost)
+    stages = simulate(Task(scenario=scenario, policy=policy(POLICIES[router][0]), seed=0)).stages
     found = []
     for row, stage in zip(rows, stages, strict=True):
         assert stage.ttft is not None
@@ -113,6 +120,17 @@ def test_a_trade_off_shows_how_one_constant_makes_up_for_another() -> None:
     assert slower.other_by < 1 or faster.other_by > 1
 
 
+def test_a_router_cost_that_was_put_in_is_found_again() -> None:
+    run = measured(TRUE, router="llmd", cost=RouterCost(delay_s=0.2, stream_s=0.02))
+    start = RouterCost(delay_s=0.1, stream_s=0.01)
+    tried: list[float] = []
+    found, factor = router_delay.fit([run], start=start, rounds=5, on_try=lambda _, f: tried.append(f))
+    assert factor == min(tried) < 1.15 < tried[0]
+    assert found.delay_s > start.delay_s
+    with pytest.raises(SettingsError, match="no single-vendor run behind llm-d"):
+        router_delay.fit([measured(TRUE)])
+
+
 def test_only_runs_of_one_kind_are_fitted() -> None:
     kinds = single_kind(load_study())
     assert sorted(kinds) == sorted(PARAMETERS)
@@ -128,6 +146,14 @@ def test_constants_survive_a_file(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("base_s", "bass_s"))
     with pytest.raises(SettingsError, match="base_s"):
         load_constants(path)
+
+
+def test_the_studys_own_fit_comes_with_the_package() -> None:
+    found = load_constants("refitted")
+    assert set(found) == {(accelerator, GRANITE) for accelerator in ("h100-nvl", "mi325x", "gaudi3")}
+    for kind, parameters in found.items():
+        assert parameters.block_tokens == PARAMETERS[kind].block_tokens
+        assert parameters.kv_tokens == pytest.approx(PARAMETERS[kind].kv_tokens, rel=0.15)
 
 
 def test_points_on_a_plane_give_its_constants_and_no_error() -> None:

@@ -13,12 +13,13 @@ from pointsman.scheduling.presets import PRESETS
 from pointsman.twin import casestudy_tables as tables
 from pointsman.twin import fidelity, scaling
 from pointsman.twin.casestudy import (
+    COMPARED,
     ROUTERS,
     CaseRow,
     at_rates,
     cases_of,
     compare,
-    default_policies,
+    every_policy,
     summarise,
 )
 from pointsman.twin.casestudy_plot import plot
@@ -65,11 +66,11 @@ def test_chosen_rates_keep_the_warm_up() -> None:
 
 
 def test_every_named_policy_is_compared_once_and_two_of_them_were_measured() -> None:
-    names = default_policies()
+    names = every_policy()
     assert {"default", "llm-d-blend", "round-robin", "k8s-random"} <= set(names)
     assert {policy(name).preset for name in names} >= set(PRESETS)
     assert len(names) == len({policy(name).preset for name in names})
-    assert set(ROUTERS) <= set(names)
+    assert set(ROUTERS) <= set(COMPARED) <= set(names)
 
 
 def test_rows_come_case_by_case_policy_by_policy_seed_by_seed(rows: list[CaseRow]) -> None:

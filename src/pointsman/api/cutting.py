@@ -1,4 +1,4 @@
-"""Long strings cut out of a JSON body before it is decoded, and put back where they matter.
+"""Long strings cut out of a JSON body before it is decoded, and found again where they matter.
 
 A decoder looks at every byte of a string, and a prompt is one long string: 19 us for 32 KB with line breaks
 in it. Where it ends can be found by looking for quotes alone, at memory speed. What is inside a long string
@@ -8,7 +8,6 @@ is then not checked by us; the engine that reads it will.
 from __future__ import annotations
 
 import os
-import re
 
 LONG_BYTES = 512
 MOST_ESCAPED = 8
@@ -19,42 +18,47 @@ WORTH_BYTES = 4096
 MARK = b"@cut-" + os.urandom(8).hex().encode() + b"-"
 """With a number stands for what was cut. Nobody outside knows it, so nobody can write it into a body."""
 
-_MARKED = re.compile(MARK + rb"(\d+)@")
 _QUOTE, _BACKSLASH = b'"', 0x5C
 
 
-def cut(body: bytes) -> tuple[bytes, list[bytes]] | None:
-    """The body with a mark for the inside of each long string, and the insides in order.
+def cut(body: bytes) -> tuple[bytes, list[int]] | None:
+    """The body with a mark for the inside of each long string, and by how many bytes what stands before the
+    first mark, behind it, behind the second ... has moved.
 
     None where that is not worth it: few long strings, or so many quotes that looking for them takes longer.
     """
-    if len(body) < WORTH_BYTES:
+    size = len(body)
+    if size < WORTH_BYTES:
         return None
     find = body.find
-    left, escaped = len(body) // LONG_BYTES, MOST_ESCAPED
+    escaped = MOST_ESCAPED
     kept: list[bytes] = []
-    insides: list[bytes] = []
+    shifts = [0]
     last = at = 0
-    while (start := find(_QUOTE, at)) >= 0:
-        end = find(_QUOTE, start + 1)
-        while end > 0 and body[end - 1] == _BACKSLASH and _is_escaped(body, end):
+    for _ in range(size // LONG_BYTES):
+        start = find(_QUOTE, at) + 1
+        if not start:
+            break
+        end = find(_QUOTE, start)
+        while body[end - 1] == _BACKSLASH and end > 0 and _is_escaped(body, end):
             end = find(_QUOTE, end + 1)
             escaped -= 1
             if escaped < 0:
                 return None
-        left -= 1
-        if end < 0 or left < 0:
-            return None
         if end - start > LONG_BYTES:
-            kept.append(body[last : start + 1])
-            kept.append(b"%b%d@" % (MARK, len(insides)))
-            insides.append(body[start + 1 : end])
+            mark = b"%b%d@" % (MARK, len(shifts) - 1)
+            kept += body[last:start], mark
+            shifts.append(shifts[-1] + end - start - len(mark))
             last = end
+        elif end < 0:
+            return None
         at = end + 1
-    if not insides:
+    else:
+        return None
+    if not kept:
         return None
     kept.append(body[last:])
-    return b"".join(kept), insides
+    return b"".join(kept), shifts
 
 
 def _is_escaped(body: bytes, quote: int) -> bool:
@@ -65,6 +69,14 @@ def _is_escaped(body: bytes, quote: int) -> bool:
     return (quote - before) % 2 == 0
 
 
-def restored(part: bytes, insides: list[bytes]) -> bytes:
-    """A part of the cut body as it was."""
-    return _MARKED.sub(lambda mark: insides[int(mark[1])], part)
+def uncut(part: bytes, skeleton: bytes, shifts: list[int], body: bytes) -> bytes:
+    """A part of the cut body as it was; there is a mark in it."""
+    at = skeleton.index(part)  # no other part has the same mark
+    first = part.index(MARK)
+    last = part.rindex(MARK)
+    return body[at + shifts[_number(part, first)] : at + len(part) + shifts[_number(part, last) + 1]]
+
+
+def _number(part: bytes, mark: int) -> int:
+    start = mark + len(MARK)
+    return int(part[start : part.index(b"@", start)])

@@ -73,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="how well each constant is known and which trade off; default: on",
     )
+    add(
+        "--router-cost",
+        action="store_true",
+        help="--stages: instead of engines, the delay of llm-d's router, on its single-vendor runs",
+    )
     add("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: all cores")
     add("--output", metavar="FILE", help="write the constants as YAML, for casestudy --constants")
     add("--json", action="store_true", help="a JSON object a kind of server instead of tables")
@@ -82,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("evaluations", "jobs", "endpoints"):
         if getattr(args, name) < 1:
             raise SettingsError(f"--{name}: must be at least 1")
+    if args.router_cost:
+        return _fit_router(args)
     return _probe(args) if args.url else _fit(args)
 
 
@@ -119,6 +126,18 @@ def _fit_one(
         return found, [], []
     pairs = [pair for pair in TRADED if set(pair) <= set(fields)]
     return found, ranges(error, found.found, fields), trades(error, found.found, pairs)
+
+
+def _fit_router(args: argparse.Namespace) -> int:
+    from pointsman.twin import router_delay
+
+    found, factor = router_delay.fit(_runs(args), on_try=lambda _, factor: _progress(f"factor {factor:.3f}"))
+    if args.json:
+        _print_json({"router": found, "ttft_factor": factor})
+    else:
+        print(f"delay {found.delay_s * 1e3:.0f} ms, {found.stream_s * 1e3:.2f} ms a running sequence")
+        print(f"typical factor between simulated and measured mean TTFT: {factor:.3f}")
+    return 0
 
 
 def _probe(args: argparse.Namespace) -> int:

@@ -28,7 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pool", default="", help="3vendor, nv, amd, gaudi or an experiment's name; default: all")
     add("--model", default="", help="granite-4.1-8b or sarvam-30b; default: all")
     add("--rate", default="", metavar="R,...", help="only these stages, after the warm-up; default: all")
-    add("--policy", action="append", default=[], metavar="NAME", help="may be repeated; default: all")
+    add(
+        "--policy",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a preset or an EndpointPickerConfig file; may be repeated; `all` for every preset; "
+        "default: the six that are asked about most",
+    )
     add("--seeds", type=int, default=5, metavar="N", help="simulate with seeds 0 to N-1; default: 5")
     add(
         "--jobs",
@@ -38,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes; default: all cores",
     )
     add("--stages", metavar="FILE", help="measured runs of your own, a CSV with the study's columns")
-    add("--constants", metavar="FILE", help="engine constants as `pointsman calibrate` writes them")
+    add(
+        "--constants",
+        metavar="FILE",
+        help="engine constants, as `pointsman calibrate` writes them, or `refitted`",
+    )
     add("--json", action="store_true", help="a JSON object a line: every stage, policy and seed")
     add("--plot", metavar="FILE", help="write a chart, .svg or .png")
     what = parser.add_mutually_exclusive_group()
@@ -85,7 +96,7 @@ def _compare(args: argparse.Namespace, runs: Sequence[Run], constants: Constants
         cases = [casestudy.at_rates(case, rates) for case in cases]
     rows = casestudy.compare(
         cases,
-        args.policy or casestudy.default_policies(),
+        casestudy.every_policy() if args.policy == ["all"] else args.policy or casestudy.COMPARED,
         range(args.seeds),
         constants=constants,
         jobs=args.jobs,

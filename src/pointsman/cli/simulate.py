@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     from pointsman.twin.scenario import load_scenario
 
     scenarios = {Path(path).stem: load_scenario(path, args.set) for path in args.scenario}
+    if len(scenarios) < len(args.scenario):
+        raise SettingsError("SCENARIO: two files have the same name; tables could not tell them apart")
     if not scenarios:
         scenarios = {"": load_scenario(None, args.set)}
     if len(scenarios) > 1 and not args.grid:
@@ -107,12 +109,13 @@ def _compare(
     ]
     runs = _each(args, simulate, tasks)
     summaries = summarise_runs(runs)
+    slo = None if scenario.slos() else scenario.slo
     _report(
         args,
         "stages",
         "\n\n".join((fleet(scenario), comparison(summaries), legend(summaries))),
         lines(runs, summaries),
-        lambda folder: draw(runs, summaries, scenario.slo, folder, fleet(scenario)),
+        lambda folder: draw(runs, summaries, slo, folder, fleet(scenario)),
     )
 
 

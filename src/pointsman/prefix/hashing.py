@@ -2,13 +2,13 @@
 
 The hash of a block is the xxh3-64 of everything up to its end, seeded with the model and the request's
 root. So equal hashes mean equal model, root and prompt so far, as with hashes that are chained from block
-to block; but any one of them can be had without those before it, at 40 GB/s, and a search by bisection
-needs only a few.
+to block; but any one of them can be had without those before it, at 40 GB/s, and whoever goes through a
+prompt from its start hashes every byte once.
 
 Blocks are bytes as the client wrote them. They grow with their distance from the start, so that a long
-prompt costs little more than a short one: of the first 32 each has the pool's block size, then every 16
-blocks it doubles. A prefix is thus known to within a 16th of its length. A rest that does not fill a block
-does not count.
+prompt costs little more than a short one: the first is four times the pool's block size, the next 31 have
+that size, then it doubles every 16 blocks. A prefix is thus known to within a 16th of its length. A rest
+that does not fill a block does not count.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 
-from xxhash import xxh3_64, xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_digest, xxh3_64_intdigest
 
+from pointsman.prefix.segments import Segment
 from pointsman.types import InferenceRequest
 
 FIRST = 32
 THEN = 16
+FIRST_BLOCKS = 4
+"""Size of the first block in blocks of the pool."""
 _DOUBLINGS = 15
 
 
@@ -31,48 +34,47 @@ _DOUBLED = (2,) + (0,) * (FIRST - 1) + tuple(i // THEN + 1 for i in range(THEN *
 
 
 class Chain:
-    """The blocks of one prompt."""
+    """The blocks of one prompt, and how far the index knows them."""
 
-    __slots__ = ("_data", "_known", "_seed", "block_bytes", "ends", "held", "length")
+    __slots__ = ("data", "depth", "ends", "length", "path", "seed", "state", "version")
 
-    def __init__(
-        self, data: bytes | memoryview, seed: int, block_bytes: int, ends: Sequence[int], length: int
-    ) -> None:
-        self._data = memoryview(data)
-        self._seed = seed
-        self._known: dict[int, int] = {}
-        self.block_bytes = block_bytes
-        """The pool's block size."""
+    def __init__(self, data: bytes | memoryview, seed: int, ends: Sequence[int], length: int) -> None:
+        self.data = memoryview(data)
+        self.seed = seed
         self.ends = ends
         """Where each block ends, bytes."""
         self.length = length
         """Whole blocks."""
-        self.held: dict[int, int] = {}
-        """Slot to the number of leading blocks it holds; filled by the index."""
+        self.version = -1
+        """Version of the index that what follows is of; the index fills it in."""
+        self.path: list[Segment] = []
+        """Indexed segments that the prompt goes through, the last of them perhaps not to its end."""
+        self.depth = 0
+        """Leading blocks that are on the path."""
+        self.state: xxh3_64 | None = None
+        """The hash of one block more than ``depth``, to be updated."""
 
     def hash(self, i: int) -> int:
-        """Stands for blocks 0 to ``i``; how often the size of block ``i`` has doubled is in its last 4
-        bits.
-        """
-        found = self._known.get(i)
-        if found is None:
-            digest = xxh3_64_intdigest(self._data[: self.ends[i]], self._seed)
-            found = self._known[i] = digest & ~15 | _DOUBLED[i]
-        return found
+        """Stands for blocks 0 to ``i``."""
+        return xxh3_64_intdigest(self.data[: self.ends[i]], self.seed)
 
-    def hashes(self, start: int, stop: int) -> list[int]:
-        """``hash(i)`` for each i from ``start`` up to ``stop``."""
-        ends, data = self.ends, self._data
-        at = ends[start - 1] if start else 0
-        state = xxh3_64(data[:at], self._seed)
-        update, digest = state.update, state.intdigest
-        found = []
-        for i in range(start, stop):
-            end = ends[i]
-            update(data[at:end])
-            found.append(digest() & ~15 | _DOUBLED[i])
+    def digest(self, i: int) -> bytes:
+        """``hash(i)`` as it stands in a segment."""
+        return xxh3_64_digest(self.data[: self.ends[i]], self.seed)
+
+    def rest(self, length: int) -> bytes:
+        """The digests of the blocks from ``depth`` up to ``length``, one after the other."""
+        data, ends, depth = self.data, self.ends, self.depth
+        at = ends[depth]
+        state, self.state = self.state, None
+        if state is None:
+            state = xxh3_64(data[:at], self.seed)
+        found = [state.digest()]
+        for end in ends[depth + 1 : length]:
+            state.update(data[at:end])
+            found.append(state.digest())
             at = end
-        return found
+        return b"".join(found)
 
 
 @lru_cache(maxsize=64)
@@ -88,14 +90,18 @@ def block_ends(block_bytes: int, max_bytes: int) -> Sequence[int]:
     return tuple(ends)
 
 
-def chains_of(request: InferenceRequest, block_bytes: int, max_bytes: int) -> list[Chain]:
-    """A chain for each prompt of the request that fills a block; of a prompt ``max_bytes`` count."""
+@lru_cache(maxsize=64)
+def _seed(model: str) -> int:
+    return xxh3_64_intdigest(model.encode())
+
+
+def chains_of(request: InferenceRequest, ends: Sequence[int]) -> list[Chain]:
+    """A chain for each prompt of the request that fills a block; blocks end at ``ends``."""
+    first = ends[0]
     chains = []
-    seed = -1
     for prompt in request.prompts:
-        ends = block_ends(block_bytes, max_bytes)
-        if len(prompt.data) >= ends[0]:
-            if seed < 0:
-                seed = xxh3_64_intdigest(request.root, xxh3_64_intdigest(request.model.encode()))
-            chains.append(Chain(prompt.data, seed, block_bytes, ends, bisect_right(ends, len(prompt.data))))
+        size = len(prompt.data)
+        if size >= first:
+            seed = xxh3_64_intdigest(request.root, _seed(request.model))
+            chains.append(Chain(prompt.data, seed, ends, bisect_right(ends, size)))
     return chains

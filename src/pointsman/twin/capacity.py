@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from itertools import islice
@@ -20,9 +21,12 @@ from pointsman.twin.scenario import Scenario
 MISSES = 0.01
 """Share of the requests that may miss a limit: the 99th percentile keeps it."""
 TRIAL_SHARE = 0.2
-"""Of the time: shorter trials find about where the answer is. They are not believed."""
-TRIAL_STEP, STEP = 0.1, 0.04
-"""Relative distance of the rates tried at first, in trials and over the whole time."""
+"""Of the time: short trials find about where the answer is. They are not believed."""
+TRIAL_TOLERANCE = 0.2
+LONGER_HOLDS_LESS = 1.1
+"""About the factor between what a trial and the whole time hold, on the case study's pool."""
+STEP = 0.06
+"""Relative distance of the first two rates tried over the whole time."""
 LOWEST_RATE = 0.01
 SAMPLE = 100
 
@@ -53,7 +57,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy
     seeds: tuple[int, ...]
     duration_s: float = 1200.0
-    tolerance: float = 0.03
+    tolerance: float = 0.04
     """Of the rate: how far apart what was held and what was not may be."""
 
 
@@ -68,7 +72,7 @@ def capacity(search: Search) -> list[Held]:
     for seed in search.seeds:
         if not found:
             trials = _Trials(search, seed, search.duration_s * TRIAL_SHARE, requests_a_call)
-            rate = trials.bracket(rate, 1.0, TRIAL_STEP)[0]
+            rate = math.sqrt(math.prod(trials.bracket(rate, 1.0, TRIAL_TOLERANCE))) / LONGER_HOLDS_LESS
         trials = _Trials(search, seed, search.duration_s, requests_a_call)
         held, failed = trials.bracket(rate, search.tolerance if found else STEP, search.tolerance)
         rate = held
@@ -117,7 +121,7 @@ class _Trials:
                     f"{self.limits[failed]} is missed; check slo"
                 )
         while failed > held * (1 + tolerance):
-            middle = (held * failed) ** 0.5
+            middle = math.sqrt(held * failed)
             held, failed = (middle, failed) if self.holds(middle) else (held, middle)
         return held, failed
 

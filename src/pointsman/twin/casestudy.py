@@ -34,6 +34,10 @@ ROUTERS = {LLM_D: "llmd", KUBERNETES: "k8s"}
 """The policies that were measured, by what the study calls their router."""
 
 
+COMPARED = ("default", LLM_D, KUBERNETES, "round-robin", "least-request", "cache-aware")
+"""When nobody says which: what is asked about most. All of them take three times as long."""
+
+
 class CaseRow(msgspec.Struct, frozen=True, kw_only=True):
     """One stage simulated with one seed. Tokens a second are output tokens by makespan."""
 
@@ -120,7 +124,7 @@ def at_rates(case: Case, rates: Sequence[float]) -> Case:
     return msgspec.structs.replace(case, rows=(warm_up, *chosen))
 
 
-def default_policies() -> tuple[str, ...]:
+def every_policy() -> tuple[str, ...]:
     """Every policy that has a name, each once."""
     return (*ALIASES, *(name for name in PRESETS if name not in ALIASES.values()))
 

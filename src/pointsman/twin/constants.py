@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from pointsman.config import convert, read_yaml
 from pointsman.sim.profiles import EngineParameters
 from pointsman.twin.replay import Constants
 
+REFITTED = "refitted"
 _WRITES = "`pointsman calibrate` writes such a file"
 
 
@@ -23,7 +25,12 @@ class ConstantsFile(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def load_constants(path: str | os.PathLike[str]) -> Constants:
-    """The constants in a YAML file; ``SettingsError`` naming the key that is wrong."""
+    """The constants in a YAML file, or ``refitted``: what ``calibrate`` finds on the study's own runs;
+    ``SettingsError`` naming the key that is wrong.
+    """
+    if path == REFITTED:
+        with resources.as_file(resources.files("pointsman.twin").joinpath("data/refitted.yaml")) as own:
+            return load_constants(own)
     file = convert(read_yaml(Path(path)), ConstantsFile, os.fspath(path), lists=_WRITES)
     return {
         (accelerator, model): parameters

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from pointsman.bench.plot import load_pyplot, save
-from pointsman.bench.report import Slo
+from pointsman.bench.report import NO_SLO, Slo
 from pointsman.bench.table import count, seconds
 from pointsman.twin.capacity import Held
 from pointsman.twin.compare import Run, Summary
@@ -24,8 +24,12 @@ _ROW_IN = 0.34
 _MUTED = "#606770"
 
 
-def draw(runs: Sequence[Run], summaries: Sequence[Summary], slo: Slo, folder: Path, title: str) -> list[Path]:
-    """The last stage, and with several stages what their rate does; the files written."""
+def draw(
+    runs: Sequence[Run], summaries: Sequence[Summary], slo: Slo | None, folder: Path, title: str
+) -> list[Path]:
+    """The last stage, and with several stages what their rate does; the files written. ``slo`` is that of all
+    requests, None where there are classes.
+    """
     last = [summary for summary in summaries if summary.stage == len(runs[0].stages) - 1]
     figures = {"policies": _policies(runs, last, slo, title)}
     if len(runs[0].stages) > 1:
@@ -95,8 +99,9 @@ def _saved(figure: Any, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def _policies(runs: Sequence[Run], summaries: Sequence[Summary], slo: Slo, title: str) -> Any:
+def _policies(runs: Sequence[Run], summaries: Sequence[Summary], slo: Slo | None, title: str) -> Any:
     """One stage: what each policy made of it."""
+    limits = slo or NO_SLO
     colors = _colors(summaries)
     height = 1.6 + max(4, len(summaries)) * _ROW_IN
     figure, axes = load_pyplot().subplots(
@@ -109,7 +114,7 @@ def _policies(runs: Sequence[Run], summaries: Sequence[Summary], slo: Slo, title
     good.set_title(_goodput(slo))
     _shares(where, summaries)
     where.set_title("Where the requests went")
-    for axis, times, limit_s in ((ttft, "ttft", slo.ttft_s), (tpot, "tpot", slo.tpot_s)):
+    for axis, times, limit_s in ((ttft, "ttft", limits.ttft_s), (tpot, "tpot", limits.tpot_s)):
         _spread(axis, runs, times, limit_s, colors)
     ttft.set_title("Time to first token: share of requests within")
     tpot.set_title("Time per output token: share of requests within")
@@ -121,16 +126,17 @@ def _policies(runs: Sequence[Run], summaries: Sequence[Summary], slo: Slo, title
     return figure
 
 
-def _ladder(summaries: Sequence[Summary], slo: Slo, title: str) -> Any:
+def _ladder(summaries: Sequence[Summary], slo: Slo | None, title: str) -> Any:
     """Figures against the rate of the stages."""
+    limits = slo or NO_SLO
     figure, axes = load_pyplot().subplots(2, 3, figsize=(15, 8.5), layout="constrained")
     panels = (
         ("output_tok_s", "Output tokens/s, drain included", None),
         ("goodput", _goodput(slo), None),
         ("prefix_hit_rate", "Prompt tokens found in prefix caches", None),
-        ("ttft_p50_s", "Time to first token, p50", slo.ttft_s),
-        ("ttft_p99_s", "Time to first token, p99", slo.ttft_s),
-        ("tpot_p99_s", "Time per output token, p99", slo.tpot_s),
+        ("ttft_p50_s", "Time to first token, p50", limits.ttft_s),
+        ("ttft_p99_s", "Time to first token, p99", limits.ttft_s),
+        ("tpot_p99_s", "Time per output token, p99", limits.tpot_s),
     )
     colors = _colors(summaries)
     stages = [s for s in summaries if s.policy == summaries[0].policy]
@@ -275,7 +281,9 @@ def _thousands(value: float, _: int) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:g}"
 
 
-def _goodput(slo: Slo) -> str:
+def _goodput(slo: Slo | None) -> str:
+    if slo is None:
+        return "Goodput: requests/s within\nthe SLO of their class"
     limits = [
         f"{name} ≤ {seconds(limit_s)}"
         for name, limit_s in (("TTFT", slo.ttft_s), ("TPOT", slo.tpot_s))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
 from msgspec import structs
 
+from pointsman.errors import SettingsError
+from pointsman.twin.casestudy import LLM_D as LLM_D_POLICY
 from pointsman.twin.compare import Task, simulate
 from pointsman.twin.gateway import RouterCost
 from pointsman.twin.policies import policy
-from pointsman.twin.replay import FITTED, Constants, as_sent, scenario_of
+from pointsman.twin.replay import as_sent, scenario_of
 from pointsman.twin.study import Run
 
 LLM_D = RouterCost(delay_s=0.06, stream_s=0.0025)
@@ -23,21 +25,22 @@ almost whatever the tokens a second: 2.8 s at 1,312 streams and 5,000 tok/s (Gau
 
 def fit(
     runs: Sequence[Run],
-    policy_name: str,
     *,
-    constants: Constants = FITTED,
     start: RouterCost = LLM_D,
     rounds: int = 4,
     on_try: Callable[[RouterCost, float], None] = lambda cost, factor: None,
 ) -> tuple[RouterCost, float]:
     """The cost with the least typical factor between simulated and measured mean TTFT, and that factor.
 
-    Only single-vendor runs are looked at. A search over ``delay_s`` and ``stream_s``, one after the other.
+    Only single-vendor runs are looked at; ``SettingsError`` when there are none. A search over ``delay_s``
+    and ``stream_s``, one after the other.
     """
     single = [run for run in runs if run.router == "llmd" and run.single_vendor]
+    if not single:
+        raise SettingsError("--stages, --pool: no single-vendor run behind llm-d's router")
 
     def factor(cost: RouterCost) -> float:
-        found = math.exp(fmean(_errors(single, policy_name, cost, constants)))
+        found = math.exp(fmean(error for run in single for error in _errors(run, cost)))
         on_try(cost, found)
         return found
 
@@ -55,12 +58,9 @@ def fit(
     return best, least
 
 
-def _errors(runs: Sequence[Run], policy_name: str, cost: RouterCost, constants: Constants) -> Sequence[float]:
-    found = []
-    for run in runs:
-        scenario = scenario_of(run, as_sent(run.rows, 0), constants=constants, router=cost)
-        replayed = simulate(Task(scenario=scenario, policy=policy(policy_name), seed=0))
-        for row, stage in zip(run.rows, replayed.stages, strict=True):
-            assert stage.ttft is not None
-            found.append(abs(math.log(stage.ttft.mean / row.ttft_mean_s)))
-    return found
+def _errors(run: Run, cost: RouterCost) -> Iterator[float]:
+    scenario = scenario_of(run, as_sent(run.rows, 0), router=cost)
+    replayed = simulate(Task(scenario=scenario, policy=policy(LLM_D_POLICY), seed=0))
+    for row, stage in zip(run.rows, replayed.stages, strict=True):
+        if stage.ttft is not None:
+            yield abs(math.log(stage.ttft.mean / row.ttft_mean_s))

@@ -83,9 +83,9 @@ def comparison(summaries: Sequence[Summary]) -> str:
     blocks = []
     for stage in dict.fromkeys(summary.stage for summary in summaries):
         policies = [summary for summary in summaries if summary.stage == stage]
-        requests = policies[0].figures["requests"].mean
+        counts = sorted({f"{summary.figures['requests'].mean:,.0f}" for summary in policies})
         blocks.append(
-            f"{policies[0].load}: {requests:,.0f} requests\n\n"
+            f"{policies[0].load}: {' or '.join(counts)} requests\n\n"
             f"{_table('what clients saw', _CLIENTS, policies)}\n\n"
             f"{_table('what the fleet did', (*_shares(policies[0]), *_FLEET), policies)}"
         )
