@@ -125,7 +125,7 @@ class Breaker(_Section):
 class Scheduling(_Section):
     """How an endpoint is chosen."""
 
-    preset: Annotated[str, _says("a named policy; docs/reference/plugins.md lists them")] = "llm-d-affinity"
+    preset: Annotated[str, _says("a named policy; docs/reference/plugins.md lists them")] = "least-cost"
     parameters: Annotated[
         Mapping[str, Mapping[str, Any]], _says("of the preset's plugins: plugin type, then name and value")
     ] = {}

@@ -60,10 +60,16 @@ class Flight:
         if load is not None:
             load.tokens -= self._tokens
             self._tokens = 0
-            load.first_outputs += 1
-            load.first_wait_s += now - self.decision.at_s
-            load.ahead_tokens += self._ahead_tokens
             load.changes += 1
+            if self.request.stream:  # else it was the whole answer that took so long
+                load.first_outputs += 1
+                load.first_wait_s += now - self.decision.at_s
+                load.ahead_tokens += self._ahead_tokens
+
+    def received(self, body_bytes: int) -> None:
+        """So much more of the response has come."""
+        if self._load is not None:
+            self._load.received_bytes += body_bytes
 
     def release(self) -> None:
         """The endpoint is rid of this request. Later calls do nothing."""

@@ -116,13 +116,14 @@ class Load:
         self.since_sum_s = 0.0
         """Sum of the moments at which they were sent."""
         self.first_outputs = 0
-        """First outputs so far; ``first_wait_s`` is how long they took in all, and ``ahead_tokens`` how many
-        uncached prompt tokens were to be computed until then, their own and those queued before them.
+        """First outputs of streams so far; ``first_wait_s`` is how long they took in all, and
+        ``ahead_tokens`` how many uncached prompt tokens were to be computed until then, their own and those
+        queued before them.
         """
         self.first_wait_s = 0.0
         self.ahead_tokens = 0
         self.received_bytes = 0
-        """Response bytes so far."""
+        """Response bytes so far, a moment late."""
         self.changes = 1
         """Grows with each change of what is in flight: whoever computes something from it can tell."""
 

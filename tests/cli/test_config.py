@@ -53,13 +53,13 @@ def settings(tmp_path: Path) -> str:
 class TestCheck:
     def test_good_settings(self, settings: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("check", "--config", settings, "http://b:2") == 0
-        assert capsys.readouterr().out == "ok: 2 endpoints, policy llm-d-affinity\n"
+        assert capsys.readouterr().out == "ok: 2 endpoints, policy least-cost\n"
 
     def test_endpoints_of_a_file_count(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = tmp_path / "endpoints.yaml"
         path.write_text("endpoints: [{address: a, port: 1}]")
         assert run("check", "--set", f"discovery.file={path}") == 0
-        assert capsys.readouterr().out == "ok: 1 endpoint, policy llm-d-affinity\n"
+        assert capsys.readouterr().out == "ok: 1 endpoint, policy least-cost\n"
 
     @pytest.mark.parametrize(
         ("arguments", "says"),

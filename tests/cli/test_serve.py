@@ -91,7 +91,7 @@ async def test_it_tells_what_it_found_serves_and_stops() -> None:
             facts = "engine: vllm  models: m  block: 16 tokens  KV: 1,600 tokens  prefix caching: on"
             assert lines[1] == f"  {engine.name}  {facts}"
             assert lines[2] == f"  {down.name}  WARNING: does not answer; it will be used as soon as it does"
-            assert lines[3] == "policy: llm-d-affinity"
+            assert lines[3] == "policy: least-cost"
             assert '"model": "m"' in lines[-1]
             assert lines[-1].startswith(f"try: curl http://127.0.0.1:{serve.port}/v1/chat/completions")
             async with RawClient(serve.port) as client:

@@ -7,12 +7,15 @@ import pytest
 from pointsman.bench.run import Load
 from pointsman.bench.workloads import SharedPrefix
 from pointsman.predictor.speed import Speeds
+from pointsman.router import Flight
 from pointsman.scheduling.pickers.least_cost import LeastCost
 from pointsman.sim.profiles import GRANITE, PARAMETERS
 from pointsman.sim.spec import FleetItem
+from pointsman.testing import fleet, request
 from pointsman.twin.policies import policy
 from pointsman.twin.run import Simulation
 from pointsman.twin.scenario import Incident, Scenario
+from pointsman.types import Decision
 
 KINDS = ("h100-nvl", "mi325x", "gaudi3")
 FLEET = tuple(FleetItem(accelerator=kind, name=kind) for kind in KINDS)
@@ -70,3 +73,23 @@ def test_siblings_share_what_is_learned_and_a_throttled_one_splits_off() -> None
     usual = [scale for name, scale in scales.items() if name != "a-2"]
     assert max(usual) / min(usual) < 1.3
     assert scales["a-2"] / max(usual) > 1.3
+
+
+def test_without_counters_of_the_engine_the_bytes_of_our_streams_tell() -> None:
+    slow, fast = fleet(requests=[10, 10])
+    speeds = Speeds()
+    for tick in range(200):
+        speeds.refresh([slow, fast], tick * 0.25, [10_000.0, 10_000.0])
+        slow.load.received_bytes += 10 * 5 * 220  # five steps in a quarter of a second
+        fast.load.received_bytes += 10 * 25 * 220
+    assert speeds.by_slot[0].step_s(10, 10_000) == pytest.approx(0.05, rel=0.15)
+    assert speeds.by_slot[1].step_s(10, 10_000) == pytest.approx(0.01, rel=0.15)
+
+
+def test_answers_that_come_in_one_piece_say_nothing_of_prefill() -> None:
+    (endpoint,) = fleet(1)
+    decision = Decision("r", "m", 10.0, "p", [endpoint], endpoint, prompt_tokens=1000)
+    for stream in (False, True):
+        Flight(request(stream=stream), decision).first_output(12.0)
+        assert endpoint.load.first_outputs == stream
+    assert endpoint.load.first_wait_s == 2.0

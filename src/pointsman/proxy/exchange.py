@@ -62,6 +62,7 @@ class Exchange:
     """The client has seen bytes of the endpoint's response."""
     _status = 0
     _bytes = 0
+    _counted = 0
     _ttft_s: float | None = None
     _progress = 0
     _ended: Ending | None = None
@@ -300,7 +301,7 @@ class Exchange:
         self._retried_stale = self._holding = False
         self._write = self._client.write
         self._head = None
-        self._bytes = 0
+        self._bytes = self._counted = 0
         self._tail.clear()
         self._sent_at = self._plane.clock()
         self.send()
@@ -352,6 +353,7 @@ class Exchange:
     def check(self, now: float) -> None:
         """Called a few times a second: are the deadlines kept?"""
         limits = self._plane.settings.upstream
+        self._count()
         if self.tunnel or self._upstream is None:
             self._progress_at = now
             return
@@ -370,6 +372,12 @@ class Exchange:
                 self._client.abort()  # it has not read for minutes; an engine must not wait for it
         elif now - self._progress_at > limits.between_bytes_timeout_s:
             self._timeout()
+
+    def _count(self) -> None:
+        """Tell the router how much has come since it was last told."""
+        if self._bytes != self._counted:
+            self.flight.received(self._bytes - self._counted)
+            self._counted = self._bytes
 
     def _timeout(self) -> None:
         if self._upstream:
@@ -422,6 +430,7 @@ class Exchange:
         self._ended = ending
         self._reason = reason
         self._duration_s = plane.clock() - self._started_at
+        self._count()
         self.flight.release()
         plane.finished(self)
         self._client.exchange_done()

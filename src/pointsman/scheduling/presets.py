@@ -14,7 +14,7 @@ from pointsman.scheduling.picker_config import API_VERSION, KIND, LoadedConfig, 
 from pointsman.scheduling.scheduler import Scheduler
 from pointsman.scheduling.sessions import Source
 
-DEFAULT = "llm-d-affinity"
+DEFAULT = "least-cost"
 
 Parameters = Mapping[str, Mapping[str, object]]
 """Plugin type to parameters by name; a scorer's ``weight`` is one of them."""
