@@ -48,11 +48,16 @@ class Costs:
         """Cost of a usual request whose prompt is cached, smoothed: differences in it have lasted."""
         self.step_s: list[float] = []
         """A decode step as it is now."""
+        self.token_s: list[float] = []
+        """An uncached prompt token."""
         self.tight = False
         """Some endpoint may be short of room."""
         self._names: list[str] = []
         self._seen: list[int] = []
         """``Load.changes`` of what the lists were computed from."""
+        self._known: list[tuple[float, float, float, float]] = []
+        """Of a step: in any case, for each sequence, for each token of context; and of a prompt token."""
+        self._mean = self._usual = lengths.pool.mean
         self._usual_prompt = 0.0
         self._usual_hold = 0.0
         self._at_s = -inf
@@ -61,13 +66,16 @@ class Costs:
         """Bring the lists up to date: for all ``endpoints`` a few times a second, else for those whose load
         has changed.
         """
-        if len(self._seen) <= max([e.slot for e in endpoints]):
-            self._grow(max(e.slot for e in endpoints) + 1)
-        seen = self._seen
-        changed = [e for e in endpoints if seen[e.slot] != e.load.changes]
-        names = self._names
-        new = [e for e in changed if names[e.slot] != e.name]
-        if new or now_s - self._at_s >= SAMPLE_S:
+        if now_s - self._at_s >= SAMPLE_S:
+            self._sample(endpoints, now_s)
+            return
+        seen, names = self._seen, self._names
+        try:
+            changed = [e for e in endpoints if seen[e.slot] != e.load.changes]
+            if any([names[e.slot] != e.name for e in changed]):  # noqa: C419 - a list is quicker
+                self._sample(endpoints, now_s)
+                return
+        except IndexError:
             self._sample(endpoints, now_s)
             return
         for endpoint in changed:
@@ -82,19 +90,26 @@ class Costs:
         more = slots - len(self._seen)
         self._names += [""] * more
         self._seen += [0] * more
+        self._known += [(0.0, 0.0, 0.0, 0.0)] * more
         for column in (self.wait, self.token, self.output, self.context):
             column += [0.0] * more
-        for column in (self.room, self.level, self.step_s):
+        for column in (self.room, self.level, self.step_s, self.token_s):
             column += [0.0] * more
 
     def _sample(self, endpoints: Sequence[Endpoint], now_s: float) -> None:
         passed_s, self._at_s = now_s - self._at_s, now_s
+        self._grow(max(e.slot for e in endpoints) + 1)
+        pool = self.lengths.pool
+        self._mean, self._usual = pool.mean, pool.of_a_token
         contexts = [e.load.context_tokens + self._generated(e, now_s) for e in endpoints]
         self.speeds.refresh(endpoints, now_s, contexts)
         for endpoint in endpoints:
+            slot = endpoint.slot
+            token_s = self.token_s[slot] = self.speeds.token_s(slot)
+            self._known[slot] = (*self.speeds.by_slot[slot].step, token_s)
             self._compute(endpoint, now_s)
         kept = exp(-min(MAX_STEP_S, passed_s) / LEVEL_MEMORY_S)
-        length = self.lengths.pool.of_a_token
+        length = self._usual
         least = inf
         for endpoint in endpoints:
             slot = endpoint.slot
@@ -111,30 +126,28 @@ class Costs:
         load, step_s = endpoint.load, self.step_s[endpoint.slot]
         if not load.requests or not step_s:
             return 0.0
-        most = load.requests * self.lengths.pool.of_a_token / 2
+        most = load.requests * self._usual / 2
         return min(most, (load.requests * now_s - load.since_sum_s) / step_s)
 
     def _compute(self, endpoint: Endpoint, now_s: float) -> None:
         slot, load, metrics = endpoint.slot, endpoint.load, endpoint.metrics
         self._seen[slot] = load.changes
-        running, length = load.requests, self.lengths.pool
+        running, usual = load.requests, self._usual
+        base_s, sequence_s, context_s, token_s = self._known[slot]
         generated = self._generated(endpoint, now_s)
-        speed = self.speeds.by_slot[slot]
-        base_s, sequence_s, context_s = speed.step
-        token_s = self.speeds.token_s(slot)
         step_s = base_s + sequence_s * running + context_s * (load.context_tokens + generated)
-        more_s = sequence_s + context_s * length.of_a_token / 2
+        more_s = sequence_s + context_s * usual / 2
         others = OTHERS * running
-        self.step_s[slot] = step_s
         queue_s = load.tokens * token_s
+        self.step_s[slot] = step_s
         self.wait[slot] = step_s + queue_s * (WAIT + QUEUE * queue_s)
         self.token[slot] = token_s * (WAIT + others)
         self.output[slot] = step_s + more_s * (1 + others / 2)
         self.context[slot] = context_s * (1 + others / 2)
-        kv_tokens = metrics.kv_blocks * metrics.block_tokens
-        if not kv_tokens:
+        if not metrics.kv_blocks:
             self.room[slot] = inf
             return
+        kv_tokens = metrics.kv_blocks * metrics.block_tokens
         unseen = max(0.0, running - metrics.running)
-        growth = max(running * length.mean - generated, running * length.mean * LEAST_GROWTH)
+        growth = max(running * self._mean - generated, running * self._mean * LEAST_GROWTH)
         self.room[slot] = (KV_SHARE - metrics.kv_usage) * kv_tokens - unseen * self._usual_hold - growth

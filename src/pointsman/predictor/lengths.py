@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pointsman.types import InferenceRequest
 
-MEMORY = 2000
-"""Answers that count."""
+MEMORY = 4000
+"""Answers that count; then each counts for half."""
 DEFAULT_TOKENS = 300.0
 MAX_KEYS = 4096
 
@@ -13,23 +13,30 @@ MAX_KEYS = 4096
 class Length:
     """Of the answers to one sort of request, in tokens."""
 
-    __slots__ = ("_answers", "_square", "mean")
+    __slots__ = ("_answers", "_squares", "_tokens")
 
     def __init__(self, like: Length | None = None) -> None:
-        self._answers = 1
-        self.mean: float = like.mean if like else DEFAULT_TOKENS
-        self._square: float = like._square if like else DEFAULT_TOKENS * DEFAULT_TOKENS
+        self._answers = 1.0
+        self._tokens = like.mean if like else DEFAULT_TOKENS
+        self._squares = like.of_a_token * like.mean if like else DEFAULT_TOKENS * DEFAULT_TOKENS
+
+    @property
+    def mean(self) -> float:
+        return self._tokens / self._answers
 
     @property
     def of_a_token(self) -> float:
         """Mean length of the answer that a token belongs to: what is running is more often long."""
-        return self._square / self.mean
+        return self._squares / self._tokens
 
     def add(self, tokens: float) -> None:
-        self._answers = min(self._answers + 1, MEMORY)
-        share = 1 / self._answers
-        self.mean += (tokens - self.mean) * share
-        self._square += (tokens * tokens - self._square) * share
+        self._answers += 1.0
+        self._tokens += tokens
+        self._squares += tokens * tokens
+        if self._answers > MEMORY:
+            self._answers /= 2
+            self._tokens /= 2
+            self._squares /= 2
 
 
 class Lengths:

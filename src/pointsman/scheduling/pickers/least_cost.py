@@ -43,7 +43,7 @@ class LeastCost(Plugin):
         self._price = 0.0
         self._allowance = MOVES_AT_ONCE
         self._held: dict[Place, int] = {}
-        """Requests in flight by where they hold which prompt in KV."""
+        """Requests in flight by where they hold which prompt in KV; kept while room is short."""
         self._places: dict[str, Place] = {}
 
     def pick(self, cycle: Cycle, scores: Sequence[float]) -> Sequence[Endpoint]:
@@ -81,7 +81,7 @@ class LeastCost(Plugin):
         if total[home] < inf:
             saved_s = min(total[home] - total[best], costs.level[slots[home]] - costs.level[slots[best]])
             again = cycle.request.prompt_tokens - cached.get(best, 0)
-            if self._allowance < 1 or saved_s <= self._price * again * costs.speeds.token_s(slots[best]):
+            if self._allowance < 1 or saved_s <= self._price * again * costs.token_s[slots[best]]:
                 return home
         self._allowance = max(0.0, self._allowance - 1)
         self._price += PRICE_STEP
@@ -105,21 +105,26 @@ class LeastCost(Plugin):
                 total[i] = inf
 
     def on_dispatch(self, cycle: Cycle, decision: Decision) -> None:
-        costs, slot, load = self._costs, decision.chosen.slot, decision.chosen.load
+        costs, slot = self._costs, decision.chosen.slot
         prompt, uncached = decision.prompt_tokens, decision.prompt_tokens - decision.matched_tokens
+        token_s, step_s = costs.token_s[slot], costs.step_s[slot]
+        queue_s = decision.chosen.load.tokens * token_s
+        decision.predicted = Prediction(queue_s, step_s + uncached * token_s, step_s)
+        if not costs.tight:
+            costs.sent(prompt, prompt)
+            return
         self._leave(decision.request_id)
         place = slot, _first_block(cycle)
         sharing = self._held.get(place, 0)
         self._held[place] = sharing + 1
         self._places[decision.request_id] = place
         costs.sent(prompt, uncached if sharing else prompt)
-        token_s, step_s = costs.speeds.token_s(slot), costs.step_s[slot]
-        decision.predicted = Prediction(load.tokens * token_s, step_s + uncached * token_s, step_s)
 
     def on_outcome(self, request: InferenceRequest, decision: Decision, outcome: Outcome) -> None:
         if outcome.usage.output_tokens:
             self._costs.lengths.add(request, outcome.usage.output_tokens)
-        self._leave(decision.request_id)
+        if self._places:
+            self._leave(decision.request_id)
 
     def _leave(self, request_id: str) -> None:
         place = self._places.pop(request_id, None)
