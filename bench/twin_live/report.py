@@ -15,7 +15,7 @@ from .compare import Row
 
 _FIGURES = (
     *("fleet", "policy", "seed", "tok/s twin", "live", "ratio", "TTFT p50 twin", "live", "ratio"),
-    *("TTFT p90 twin", "live", "TPOT p50 twin", "live", "hits twin", "live", "twin's own spread", ""),
+    *("twin's own range", "", "TTFT p90 twin", "live", "TPOT p50 twin", "live", "hits twin", "live", ""),
 )
 _LAGS = ("fleet", "policy", "seed", "process", "late on average", "at most", "CPU", "runs that were void")
 
@@ -53,10 +53,11 @@ def _figures(row: Row) -> list[str]:
     cells = [row.case, row.policy, str(row.seed)]
     cells += [f"{twin.output_tok_s:,.0f}", f"{live.output_tok_s:,.0f}", f"{row.tok_s_ratio:.3f}"]
     cells += [_ms(twin.ttft, "p50"), _ms(live.ttft, "p50"), f"{row.ttft_ratio:.3f}"]
+    tokens, ttft = row.spread.output_tok_s, row.spread.ttft_p50_s
+    cells += [f"{tokens.least:,.0f} to {tokens.most:,.0f}"]
+    cells += [f"{ttft.least * 1000:,.0f} to {ttft.most * 1000:,.0f} ms"]
     cells += [_ms(twin.ttft, "p90"), _ms(live.ttft, "p90"), _ms(twin.tpot, "p50", 1)]
     cells += [_ms(live.tpot, "p50", 1), _share(twin.prefix_hit_rate), _share(live.prefix_hit_rate)]
-    spread = row.spread
-    cells.append(f"{spread.output_tok_s.width:.0%}, {spread.ttft_p50_s.width:.0%}")
     return [*cells, row.verdict]
 
 

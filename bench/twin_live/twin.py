@@ -1,4 +1,4 @@
-"""A case in the twin, and how far apart the twin's own runs are when requests come a little later."""
+"""A case in the twin, and how far apart the twin's own runs are when things happen a little later."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from .cases import Case
 
 DELAY_S = 0.002
 """Mean of the exponential delays: a request's way to its engine over HTTP, in our seconds."""
+SELDOM = 1.25
+"""Metrics are read up to so much less often than ``serve`` means to: its timer ticks every 10 ms."""
 DELAYED_RUNS = 6
 
 
@@ -55,7 +57,8 @@ def run(scenario: Scenario, policy_name: str, seed: int) -> Stage:
 
 
 def spread(case: Case, policy_name: str, seed: int) -> Spread:
-    """Of runs in which each request is due a little later than it should be, differently in each run.
+    """Of runs in which each request is due, and metrics are read, a little later than they should be, in
+    each run by other times.
 
     A policy that sends a request elsewhere because of a millisecond takes another way from there on; no
     two runs over HTTP agree better than these do.
@@ -83,7 +86,12 @@ def _delayed(scenario: Scenario, seed: int, delay_s: float, i: int) -> Scenario:
     rng = random.Random(f"delays {seed} {i}")
     timed = _Timed(scenario.workload, scenario.stages, rng, delay_s)
     loads = tuple(Load(requests=_count(load)) for load in scenario.stages)
-    return structs.replace(scenario, workload=timed, stages=loads)  # type: ignore[arg-type]  # not from a file
+    return structs.replace(
+        scenario,
+        workload=timed,  # type: ignore[arg-type]  # no file names it
+        stages=loads,
+        metrics_interval_s=scenario.metrics_interval_s * rng.uniform(1.0, SELDOM),
+    )
 
 
 def _count(load: Load) -> int:

@@ -96,7 +96,10 @@ def test_the_report_has_a_line_a_row_and_every_reason() -> None:
     rows = [row(stage()), row(stage(ttft_s=0.2), lags_s=(0.005, 0.0, 0.0))]
     accounts = Accounts(twin=[Account("a", 100, 64, 10)], live=[Account("a", 100, 64, 10)])
     text = report.markdown(rows, accounts)
-    assert "| one | round-robin | 0 | 100 | 100 | 1.000 | 100 ms | 100 ms | 1.000 |" in text
+    assert (
+        "| one | round-robin | 0 | 100 | 100 | 1.000 | 100 ms | 100 ms | 1.000 | 99 to 101 | 100 to 102 ms |"
+        in text
+    )
     assert "- void: one, round-robin, seed 0: the fleet ran 5.00 ms late" in text
     assert "| live | 100 | 64 | 10 |" in text
     told = msgspec.json.decode(report.to_json(rows, accounts))
