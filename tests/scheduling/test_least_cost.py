@@ -78,6 +78,26 @@ def test_nothing_is_kept_of_requests_that_are_over() -> None:
     assert place.picker._places == {}
 
 
+def test_a_promise_is_kept_where_it_can_be() -> None:
+    place = Place(fleet(requests=[30, 1], tokens=[0, 40_000]))  # busy decoding, and busy with prompts
+    quick_first = {"x-llm-d-slo-ttft-ms": "1000"}
+    quick_tokens = {"x-slo-tpot-ms": "10.5"}  # llm-d's old name
+    assert {place.send(f"{i} {PROMPT}", headers=quick_first) for i in range(5)} == {"e0"}
+    assert {place.send(f"{i} {PROMPT}", headers=quick_tokens) for i in range(5)} == {"e1"}
+
+
+def test_where_no_promise_can_be_kept_the_request_goes_where_it_is_broken_least() -> None:
+    place = Place(fleet(tokens=[90_000, 40_000, 60_000]))
+    headers = {"x-llm-d-slo-ttft-ms": "10"}
+    assert {place.send(f"{i} {PROMPT}", headers=headers) for i in range(5)} == {"e1"}
+
+
+@pytest.mark.parametrize("nonsense", ["", "soon", "-3", "0", "nan"])
+def test_a_promise_that_is_no_number_is_none(nonsense: str) -> None:
+    place = Place(fleet(tokens=[200_000, 0]))
+    assert place.send(headers={"x-llm-d-slo-ttft-ms": nonsense}) == "e1"
+
+
 def simulate(name: str, engines: tuple[FleetItem, ...], rate: float, seed: int = 0) -> list[StageRun]:
     workload = SharedPrefix(24, 5, 3000, 300, 300)
     stages = (Load(rate=rate / 2, duration_s=40), Load(rate=rate, duration_s=30))

@@ -48,6 +48,8 @@ class Costs:
         """Cost of a usual request whose prompt is cached, smoothed: differences in it have lasted."""
         self.step_s: list[float] = []
         """A decode step as it is now."""
+        self.queue_s: list[float] = []
+        """Until the prompts in flight are computed."""
         self.token_s: list[float] = []
         """An uncached prompt token."""
         self.tight = False
@@ -93,7 +95,7 @@ class Costs:
         self._known += [(0.0, 0.0, 0.0, 0.0)] * more
         for column in (self.wait, self.token, self.output, self.context):
             column += [0.0] * more
-        for column in (self.room, self.level, self.step_s, self.token_s):
+        for column in (self.room, self.level, self.step_s, self.token_s, self.queue_s):
             column += [0.0] * more
 
     def _sample(self, endpoints: Sequence[Endpoint], now_s: float) -> None:
@@ -139,7 +141,7 @@ class Costs:
         more_s = sequence_s + context_s * usual / 2
         others = OTHERS * running
         queue_s = load.tokens * token_s
-        self.step_s[slot] = step_s
+        self.step_s[slot], self.queue_s[slot] = step_s, queue_s
         self.wait[slot] = step_s + queue_s * (WAIT + QUEUE * queue_s)
         self.token[slot] = token_s * (WAIT + others)
         self.output[slot] = step_s + more_s * (1 + others / 2)

@@ -24,6 +24,11 @@ EARLY_MOVES_SHARE = 0.1
 """The same while the speeds are still being learned: what was placed in ignorance has to move."""
 MOVES_AT_ONCE = 6.0
 
+TTFT_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
+TPOT_HEADERS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
+"""llm-d's request headers for what a client was promised, new and old."""
+SLO_HEADERS = frozenset(TTFT_HEADERS + TPOT_HEADERS)
+
 Place = tuple[int, int]
 """An endpoint's slot and the first block of a prompt."""
 
@@ -62,6 +67,8 @@ class LeastCost(Plugin):
                 if slot in held:
                     cached[i] = match.tokens(slot)
                     total[i] -= cached[i] * token[slot]
+        if request.headers and not SLO_HEADERS.isdisjoint(request.headers):
+            self._keep_promise(request, slots, total, cached)
         if costs.tight:
             self._turn_away(cycle, slots, total, cached, length)
         return (endpoints[self._choose(cycle, slots, total, cached)],)
@@ -86,6 +93,25 @@ class LeastCost(Plugin):
         self._allowance = max(0.0, self._allowance - 1)
         self._price += PRICE_STEP
         return best
+
+    def _keep_promise(
+        self, request: InferenceRequest, slots: list[int], total: list[float], cached: Mapping[int, int]
+    ) -> None:
+        """Leave out who would break the request's SLO; where all would, all but who is nearest to keeping
+        it.
+        """
+        costs, loads = self._costs, self._costs.queue_s
+        ttft_s = _milliseconds(request, TTFT_HEADERS)
+        tpot_s = _milliseconds(request, TPOT_HEADERS)
+        prompt = request.prompt_tokens
+        over = []
+        for i, slot in enumerate(slots):
+            first_s = costs.step_s[slot] + loads[slot] + (prompt - cached.get(i, 0)) * costs.token_s[slot]
+            over.append(max(1.0, first_s / ttft_s, costs.step_s[slot] / tpot_s))
+        least = min(over) * NEAR
+        for i, times in enumerate(over):
+            if times > least:
+                total[i] = inf
 
     def _turn_away(
         self, cycle: Cycle, slots: list[int], total: list[float], cached: Mapping[int, int], length: float
@@ -142,6 +168,18 @@ def _least(cycle: Cycle, total: list[float]) -> int:
     limit = least * NEAR
     near = [i for i, t in enumerate(total) if t <= limit]
     return near[int(cycle.services.rng.random() * len(near))] if len(near) > 1 else near[0]
+
+
+def _milliseconds(request: InferenceRequest, headers: Sequence[str]) -> float:
+    """The first of the headers there is, in seconds; infinite without one, or where it is no positive
+    number.
+    """
+    given = next((request.headers[name] for name in headers if name in request.headers), "")
+    try:
+        value = float(given) / 1000
+    except ValueError:
+        return inf
+    return value if value > 0 else inf
 
 
 def _first_block(cycle: Cycle) -> int:
