@@ -2,9 +2,8 @@
 
 For a request with ``u`` uncached of ``p`` prompt tokens and an answer of ``e`` tokens an endpoint costs
 ``wait + u * token + e * (output + p * context)``: until its first token, then a step for each token of the
-answer, and in both what that costs the sequences there, half of which is counted since on average they are
-half done. The four numbers change when the endpoint's load or what is known of its speed does, not with the
-request.
+answer, and in both a share of what that costs the sequences there. The four numbers change when the
+endpoint's load or what is known of its speed does, not with the request.
 """
 
 from __future__ import annotations
@@ -12,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import exp, inf
 
+from pointsman.predictor.learned import Learned
 from pointsman.predictor.lengths import Lengths
 from pointsman.predictor.speed import SAMPLE_S, Speeds
 from pointsman.types import Endpoint
 
 QUEUE = 6
-OTHERS = 0.5
-"""Share of the delay to others that counts."""
+OTHERS = 0.3
+"""Share of the delay to others that counts: they are half done on average, and a little less served best."""
 WAIT = 2.0
 """A second before the first token weighs as much as so many of the answer."""
 KV_SHARE = 0.95
@@ -87,6 +87,26 @@ class Costs:
         """A request goes out that newly takes ``hold_tokens`` of KV at first."""
         self._usual_prompt += (prompt_tokens - self._usual_prompt) / MEMORY
         self._usual_hold += (hold_tokens - self._usual_hold) / MEMORY
+
+    def learned(self, endpoint: Endpoint, now_s: float) -> Learned | None:
+        """What is known of the endpoint; None until a request could have gone there."""
+        slot = endpoint.slot
+        if slot >= len(self._names) or self._names[slot] != endpoint.name:
+            return None
+        self._compute(endpoint, now_s)
+        speed, room = self.speeds.by_slot[slot], self.room[slot]
+        base_s, sequence_s, context_s = speed.step
+        return Learned(
+            prefill_tok_s=1 / self.token_s[slot],
+            step_rest_s=base_s + sequence_s,
+            step_s=self.step_s[slot],
+            step_sequence_s=sequence_s,
+            step_context_token_s=context_s,
+            siblings=speed.kind.endpoints - 1,
+            factor=exp(speed.log_times),
+            evidence_s=speed.kind.fit.weight_s,
+            kv_room_tokens=None if room == inf else max(0, int(room)),
+        )
 
     def _grow(self, slots: int) -> None:
         more = slots - len(self._seen)
