@@ -123,7 +123,9 @@ class Simulation:
         start_s = self.events.now_s
         before = {name: _counters(server) for name, server in self.servers.items()}
         self.scraping.begin()
-        stage = _Stage(self.gateway, self.events, load, self._calls, self._arrivals)
+        decided_at_once = self.gateway.cpu.free and not self.scenario.incidents
+        on_sent = self.scraping.slacken if decided_at_once else lambda: None
+        stage = _Stage(self.gateway, self.events, load, self._calls, self._arrivals, on_sent)
         if hopeless is not None:
             self._watch(stage, hopeless)
         self.events.run_until(lambda: stage.over)
@@ -191,8 +193,15 @@ class _Stage:
     """Sends what a stage asks for and collects the records."""
 
     def __init__(
-        self, gateway: Gateway, events: Events, load: Load, calls: Iterator[Call], rng: random.Random
+        self,
+        gateway: Gateway,
+        events: Events,
+        load: Load,
+        calls: Iterator[Call],
+        rng: random.Random,
+        on_sent: Callable[[], None],
     ) -> None:
+        """``on_sent`` is called when the last call of an open loop has been sent and none will follow."""
         self._gateway = gateway
         self._events = events
         self._load = load
@@ -201,6 +210,8 @@ class _Stage:
         self._pending = 0
         """Calls that are due or under way."""
         self._sending = True
+        self._follows = False
+        self._on_sent = on_sent
         self._stopped = False
         self.records: list[Served] = []
         if load.concurrency:
@@ -246,6 +257,9 @@ class _Stage:
     def _send_and_go_on(self, call: Call) -> None:
         self._arrive()
         self._send(call)
+        self._follows = self._follows or call.then is not None
+        if not (self._sending or self._follows):
+            self._on_sent()
 
     def _send(self, call: Call) -> None:
         self._pending += 1

@@ -11,6 +11,8 @@ from pointsman.twin.events import Events
 from pointsman.twin.server import ModelServer
 
 IDLE_INTERVAL_S = MetricsSettings().idle_interval_s
+SLACK = 10
+"""How many times less often pages are read while a stage drains and nothing is decided."""
 
 
 class Scraping:
@@ -24,6 +26,7 @@ class Scraping:
         self._servers = servers
         self._interval_s = interval_s
         self._stages = 0
+        self._slack = 1
         self._usage: dict[str, tuple[int, float, float]] = {}
         names = list(servers)
         self._phases = [phase for i in range(PHASES) if (phase := names[i::PHASES])]
@@ -31,10 +34,15 @@ class Scraping:
     def begin(self) -> None:
         """A stage begins: read from now on."""
         self._stages += 1
+        self._slack = 1
         self._usage.clear()
         for i, names in enumerate(self._phases):
             first_s = self._events.now_s + i / len(self._phases) * self._interval_s
             self._events.at(first_s, self._tick, names, self._stages)
+
+    def slacken(self) -> None:
+        """Until the next stage nothing will be decided: what is read is for the figures alone."""
+        self._slack = SLACK
 
     def end(self) -> None:
         """Nobody asks for anything until the next stage."""
@@ -58,7 +66,7 @@ class Scraping:
         if metrics.running:
             reads, total, most = self._usage.get(name, (0, 0.0, 0.0))
             usage = metrics.kv_usage
-            self._usage[name] = (reads + 1, total + usage, max(most, usage))
+            self._usage[name] = (reads + self._slack, total + usage * self._slack, max(most, usage))
 
     def _tick(self, names: list[str], stage: int) -> None:
         if stage != self._stages:
@@ -76,4 +84,4 @@ class Scraping:
                 interval_s = max(self._interval_s, IDLE_INTERVAL_S)
             if now_s >= self._servers[name].scraped_s + interval_s * 0.999:
                 self.read(name)
-        self._events.at(now_s + self._interval_s, self._tick, names, stage)
+        self._events.at(now_s + self._interval_s * self._slack, self._tick, names, stage)
