@@ -93,3 +93,40 @@ def test_answers_that_come_in_one_piece_say_nothing_of_prefill() -> None:
         Flight(request(stream=stream), decision).first_output(12.0)
         assert endpoint.load.first_outputs == stream
     assert endpoint.load.first_wait_s == 2.0
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.message for r in caplog.records if r.name == "pointsman.predictor.drift"]
+
+
+def test_an_endpoint_that_gets_slower_than_its_siblings_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    engines = (FleetItem(accelerator="mi325x", name="a", count=4),)
+    slow = Incident(at_s=30.0, kind="slow", endpoint="a-2", factor=2.5)
+    run(engines=engines, incidents=(slow,))
+    (line,) = said(caplog)
+    assert line.startswith("endpoint speed changed: a-2: a step takes ")
+    assert line.endswith(" times as long as at 3 like it, was 1.00")
+
+
+def test_a_fleet_that_stays_as_it_is_makes_no_event(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run()
+    assert said(caplog) == []
+
+
+def test_an_endpoint_of_its_kind_alone_is_compared_with_itself(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    (endpoint,) = fleet(requests=[10])
+    speeds = Speeds()
+    for tick in range(1600):
+        steps = 20 if tick < 800 else 4  # a second
+        speeds.refresh([endpoint], tick * 0.25, [10_000.0])
+        endpoint.load.received_bytes += 10 * steps * 55
+    lines = said(caplog)
+    assert lines
+    assert all(line.startswith("endpoint speed changed: e0: a step takes ") for line in lines)
+    assert all("as before" in line for line in lines)
+    assert len(lines) <= 3  # the change takes some seconds to be seen whole

@@ -120,6 +120,25 @@ async def test_a_decision_tells_who_could_who_did_and_what_became_of_it() -> Non
     assert out.getvalue().count(" ending=ok ") == 3
 
 
+async def test_what_the_policy_has_learned_is_told_with_the_endpoint() -> None:
+    async with (
+        FakeUpstream() as engine,
+        serving(engine, scheduling={"preset": "least-cost"}) as app,
+        RawClient(app.port) as client,
+    ):
+        assert (await endpoints(app))[engine.name]["learned"] is None
+        await client.ask()
+        learned = (await endpoints(app))[engine.name]["learned"]
+        assert learned["step_s"] >= learned["step_rest_s"] > 0
+        assert (learned["siblings"], learned["factor"], learned["kv_room_tokens"]) == (0, 1.0, None)
+        one = json.loads((await admin(app, f"/endpoints/{engine.name}")).body)
+        assert one["learned"]["prefill_tok_s"] == learned["prefill_tok_s"]
+    async with FakeUpstream() as engine, serving(engine, scheduling={"preset": "round-robin"}) as app:
+        async with RawClient(app.port) as client:
+            await client.ask()
+        assert (await endpoints(app))[engine.name]["learned"] is None
+
+
 async def test_metrics_count_requests_tokens_and_load() -> None:
     gate = asyncio.Event()
     async with FakeUpstream() as engine, serving(engine) as app, RawClient(app.port) as client:

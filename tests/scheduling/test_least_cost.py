@@ -98,6 +98,41 @@ def test_a_promise_that_is_no_number_is_none(nonsense: str) -> None:
     assert place.send(headers={"x-llm-d-slo-ttft-ms": nonsense}) == "e1"
 
 
+def test_what_is_learned_is_told_of_endpoints_that_could_have_been_chosen() -> None:
+    place = Place(fleet(3, kv_blocks=[1000, 1000, 0], block_tokens=[16, 16, 16]))
+    assert place.scheduler.learned(place.endpoints) == {}
+    place.scheduler.schedule(request(PROMPT, id="r"), place.endpoints[::2])
+    learned = place.scheduler.learned(place.endpoints)
+    assert list(learned) == ["e0", "e2"]
+    assert learned["e0"].kv_room_tokens == pytest.approx(0.95 * 16_000, abs=1)
+    assert learned["e2"].kv_room_tokens is None
+    for of_one in learned.values():
+        assert of_one.step_s >= of_one.step_rest_s > 0
+        assert of_one.step_at_s(1, 0) == pytest.approx(of_one.step_rest_s)
+        assert of_one.prefill_tok_s > 1000
+
+
+def test_what_is_learned_tells_kinds_apart_and_siblings_not() -> None:
+    stages = (Load(rate=20, duration_s=60),)
+    workload = SharedPrefix(24, 5, 3000, 300, 300)
+    scenario = Scenario(engines=UNEQUAL, workload=workload, stages=stages, warm_up_stages=0)
+    simulation = Simulation(scenario, policy("least-cost"))
+    simulation.run()
+    endpoints = [m.endpoint for m in simulation.pool.members.values()]
+    learned = simulation.router._scheduler.learned(endpoints)
+    step_s = {name: of_one.step_at_s(20, 80_000) for name, of_one in learned.items()}
+    assert step_s["gaudi3-1"] > 1.5 * step_s["mi325x-1"]
+    assert all(of_one.siblings == 1 and 0.8 < of_one.factor < 1.25 for of_one in learned.values())
+
+
+def test_policies_that_learn_nothing_tell_nothing() -> None:
+    services = Services(PrefixIndex(), lambda: 0.0, random.Random(0))
+    scheduler = build_scheduler(load_policy("llm-d-blend"), services)
+    endpoints = fleet(2)
+    scheduler.schedule(request(PROMPT), endpoints)
+    assert scheduler.learned(endpoints) == {}
+
+
 def simulate(name: str, engines: tuple[FleetItem, ...], rate: float, seed: int = 0) -> list[StageRun]:
     workload = SharedPrefix(24, 5, 3000, 300, 300)
     stages = (Load(rate=rate / 2, duration_s=40), Load(rate=rate, duration_s=30))

@@ -99,7 +99,7 @@ class Costs:
         return Learned(
             prefill_tok_s=1 / self.token_s[slot],
             step_rest_s=base_s + sequence_s,
-            step_s=self.step_s[slot],
+            step_s=max(self.step_s[slot], base_s + sequence_s),
             step_sequence_s=sequence_s,
             step_context_token_s=context_s,
             siblings=speed.kind.endpoints - 1,

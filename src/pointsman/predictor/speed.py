@@ -16,6 +16,7 @@ from math import exp, log
 
 import msgspec
 
+from pointsman.predictor.drift import Drift
 from pointsman.predictor.fit import PRIOR, Coefficients, StepFit
 from pointsman.types import Endpoint
 
@@ -74,7 +75,7 @@ class Sample(msgspec.Struct, frozen=True):
 class Kind:
     """Endpoints that are alike as far as can be seen from outside."""
 
-    __slots__ = ("block_tokens", "engine", "factor", "fit", "kv_blocks", "prefill")
+    __slots__ = ("block_tokens", "endpoints", "engine", "factor", "fit", "kv_blocks", "prefill", "said")
 
     def __init__(self, endpoint: Endpoint, now_s: float, prior: Coefficients) -> None:
         self.engine = endpoint.engine
@@ -84,6 +85,9 @@ class Kind:
         self.prefill = Prefill()
         self.factor = 0.0
         """Mean of its endpoints' factors (logarithm)."""
+        self.endpoints = 1
+        self.said = 0.0
+        """The factor that the log tells of."""
 
     def takes(self, endpoint: Endpoint) -> bool:
         metrics = endpoint.metrics
@@ -115,6 +119,7 @@ class Speed:
         "_uncached_before",
         "kind",
         "log_factor",
+        "said",
         "scale",
     )
 
@@ -123,6 +128,8 @@ class Speed:
         self.log_factor = 0.0
         self.scale = 1.0
         """Its steps last so many times as long as its kind's."""
+        self.said = 0.0
+        """What the log tells of ``log_times``."""
         self._drift = self._drift_weight_s = 0.0
         self._note(endpoint, now_s)
         self._open()
@@ -150,6 +157,17 @@ class Speed:
         """Seconds of a decode step: in any case, for each sequence, for each token of their context."""
         base_s, sequence_s, context_s, _ = self.kind.fit.coefficients
         return self.scale * base_s, self.scale * sequence_s, self.scale * context_s
+
+    @property
+    def log_times(self) -> float:
+        """Its steps last so many times as long as those of its siblings (logarithm); 0.0 without any."""
+        n = self.kind.endpoints
+        return (self.log_factor - self.kind.factor) * n / (n - 1) if n > 1 else 0.0
+
+    @property
+    def seen_s(self) -> float:
+        """Seconds of its own samples behind its factor, the older the less."""
+        return self._drift_weight_s
 
     def step_s(self, sequences: float, context_tokens: float) -> float:
         """Predicted duration of a decode step."""
@@ -224,6 +242,7 @@ class Speeds:
         self._pool: StepFit | None = None
         self._pool_prefill = Prefill(0.5, 6000.0)
         self._best_base_s = PRIOR[0]
+        self._drift = Drift()
 
     @property
     def prefill_prior_s(self) -> float:
@@ -261,6 +280,7 @@ class Speeds:
                 kind.fit.add(sample.features, own_s, sample.span_s)
                 speed.compare(sample)
         self._solve(pool)
+        self._drift.look(((e.name, self.by_slot[e.slot]) for e in endpoints), now_s)
 
     def _known(self, endpoint: Endpoint, now_s: float) -> Speed:
         slot = endpoint.slot
@@ -293,4 +313,5 @@ class Speeds:
         prior = self._prior()
         for kind, factors in used.items():
             kind.factor = sum(factors) / len(factors)
+            kind.endpoints = len(factors)
             kind.fit.solve(prior)

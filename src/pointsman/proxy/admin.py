@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -25,9 +25,10 @@ from pointsman.errors import (
 )
 from pointsman.observability.decisions import DecisionRing
 from pointsman.observability.telemetry import Telemetry
+from pointsman.predictor.learned import Learned
 from pointsman.proxy.head import RequestHead
 from pointsman.proxy.server import ClientConnection, listen
-from pointsman.types import Clock
+from pointsman.types import Clock, Endpoint
 
 MAX_DECISIONS = 1000
 
@@ -45,6 +46,7 @@ class Admin:
         settle: Callable[[], None],
         ready: Callable[[], bool],
         learn: Callable[[Member], Awaitable[None]],
+        learned: Callable[[Sequence[Endpoint]], Mapping[str, Learned]],
     ) -> None:
         self.settings = Server()  # the limits of a port for clients will do
         self.clock = clock
@@ -57,6 +59,7 @@ class Admin:
         self._settle = settle
         self._ready = ready
         self._learn = learn
+        self._learned = learned
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -189,7 +192,16 @@ class Admin:
                 "prefix_caching": metrics.prefix_caching,
                 "loras_active": sorted(metrics.loras_active),
             },
+            "learned": _rounded(self._learned([endpoint]).get(endpoint.name)),
         }
+
+
+def _rounded(learned: Learned | None) -> dict[str, float | None] | None:
+    """To four digits: it is known no better."""
+    if learned is None:
+        return None
+    fields: dict[str, float | None] = msgspec.to_builtins(learned)
+    return {name: float(f"{x:.4g}") if isinstance(x, float) else x for name, x in fields.items()}
 
 
 async def _as_task(work: Awaitable[None]) -> None:

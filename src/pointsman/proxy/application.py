@@ -85,6 +85,7 @@ class Application:
             self.plane.settle,
             lambda: self.pool.ready and not self.gateway.draining,
             lambda member: self.scraper.learn([member]),
+            scheduler.learned,
         )
         self.port = 0
         self.admin_port = 0

@@ -5,9 +5,10 @@ All of them are synchronous, do no I/O and read time and randomness from the cyc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+from pointsman.predictor.learned import Learned
 from pointsman.scheduling.cycle import Cycle, Services
 from pointsman.types import Decision, Endpoint, InferenceRequest, Outcome
 
@@ -60,3 +61,9 @@ class OutcomeObserver(Protocol):
 class SaturationDetector(Protocol):
     def saturation(self, endpoints: Sequence[Endpoint], now: float) -> float:
         """How full the pool is: 1.0 and more means that it should get nothing new that can wait."""
+
+
+@runtime_checkable
+class Learner(Protocol):
+    def learned(self, endpoints: Sequence[Endpoint], now: float) -> Mapping[str, Learned]:
+        """What it knows of these endpoints, by name; those are missing that it knows nothing of."""

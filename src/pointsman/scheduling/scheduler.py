@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pointsman.errors import PreconditionFailed, Saturated
+from pointsman.predictor.learned import Learned
 from pointsman.registry import Plugin
 from pointsman.scheduling.cycle import Cycle, Services
 from pointsman.scheduling.interfaces import (
     DispatchObserver,
+    Learner,
     OutcomeObserver,
     Preparing,
     ProfileHandler,
@@ -44,6 +46,7 @@ class Scheduler:
         self.services = services
         self.plugins = tuple(plugins)
         self._dispatch = [p for p in plugins if isinstance(p, DispatchObserver)]
+        self._learners = [p for p in plugins if isinstance(p, Learner)]
         self._outcome = [p for p in plugins if isinstance(p, OutcomeObserver)]
         for plugin in plugins:
             if isinstance(plugin, Preparing):
@@ -54,6 +57,13 @@ class Scheduler:
         if self._detector is None:
             return 0.0
         return self._detector.saturation(endpoints, self.services.clock())
+
+    def learned(self, endpoints: Sequence[Endpoint]) -> Mapping[str, Learned]:
+        """What the policy knows of these endpoints, by name; nothing where it learns nothing."""
+        found: dict[str, Learned] = {}
+        for learner in self._learners:
+            found.update(learner.learned(endpoints, self.services.clock()))
+        return found
 
     def schedule(self, request: InferenceRequest, endpoints: Sequence[Endpoint]) -> Decision:
         """Choose among ``endpoints`` (not empty) and tell the observers that the request goes there.

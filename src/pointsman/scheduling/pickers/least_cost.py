@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import inf
 
 from pointsman.predictor.costs import Costs
+from pointsman.predictor.learned import Learned
 from pointsman.predictor.lengths import Lengths
 from pointsman.predictor.speed import Speeds
 from pointsman.registry import Plugin, register
@@ -151,6 +152,10 @@ class LeastCost(Plugin):
             self._costs.lengths.add(request, outcome.usage.output_tokens)
         if self._places:
             self._leave(decision.request_id)
+
+    def learned(self, endpoints: Sequence[Endpoint], now: float) -> Mapping[str, Learned]:
+        known = ((e.name, self._costs.learned(e, now)) for e in endpoints)
+        return {name: learned for name, learned in known if learned}
 
     def _leave(self, request_id: str) -> None:
         place = self._places.pop(request_id, None)
