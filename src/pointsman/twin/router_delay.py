@@ -16,7 +16,7 @@ from pointsman.twin.policies import policy
 from pointsman.twin.replay import as_sent, scenario_of
 from pointsman.twin.study import Run
 
-LLM_D = RouterCost(delay_s=0.06, stream_s=0.0025)
+LLM_D = RouterCost(delay_s=0.04, stream_s=0.0025)
 """Of llm-d v0.7 and v0.8 as deployed in the study. TTFT there grew by 1.5 to 5 ms for each stream that ran,
 almost whatever the tokens a second: 2.8 s at 1,312 streams and 5,000 tok/s (Gaudi3), 1.5 s at 912 and 20,000
 (H100-NVL). So it is a cost of open streams, not of tokens, and ``chunk_s`` stays 0.
