@@ -56,3 +56,8 @@ soak: setup
 .PHONY: bench-twin-live
 bench-twin-live: setup
 	$(BIN)/python -m bench.twin_live $(ARGS)
+
+# The default policy against others in many simulated worlds, eight minutes; ARGS as in `python -m bench.worlds --help`
+.PHONY: bench-worlds
+bench-worlds: setup
+	$(BIN)/python -m bench.worlds $(ARGS)
