@@ -175,6 +175,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """HTTP status the client saw; 0 when it left before any."""
     endpoint: str = ""
     tries: int = 1
+    decided_s: float = 0.0
+    """From the request's arrival to the decision for ``endpoint``."""
     ttft_s: float | None = None
     """From the request's arrival to the first body byte of the response."""
     duration_s: float = 0.0

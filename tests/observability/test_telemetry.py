@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pointsman.observability.telemetry import Telemetry, gauge
 from pointsman.testing import fleet, request
-from pointsman.types import Decision, Ending, Outcome, Usage
+from pointsman.types import Decision, Ending, InferenceRequest, Outcome, Prediction, Usage
 
 
 def decision(chosen: int = 0, **fields: Any) -> Decision:
@@ -101,6 +101,46 @@ def test_a_request_without_first_byte_has_no_ttft(telemetry: Telemetry) -> None:
     telemetry(request(), decision(), outcome(ending=Ending.CANCELLED, status=0))
     assert value(telemetry, "pointsman_ttft_seconds_count") == 0
     assert value(telemetry, "pointsman_request_duration_seconds_count") == 1
+
+
+PREDICTED = Prediction(queue_s=0.3, prefill_s=0.2, step_s=0.01)
+
+
+def test_what_was_predicted_of_streams_is_compared_with_what_came(telemetry: Telemetry) -> None:
+    came = outcome(decided_s=0.1, ttft_s=1.1, duration_s=3.1, usage=Usage(output_tokens=101))
+    telemetry(request(stream=True), decision(predicted=PREDICTED), came)
+    for name, ratio in (("ttft", 2.0), ("tpot", 2.0)):  # a second instead of half of one; 20 ms instead of 10
+        assert value(telemetry, f"pointsman_{name}_to_predicted_sum", endpoint="e0") == pytest.approx(ratio)
+        assert value(telemetry, f"pointsman_{name}_to_predicted_count", endpoint="e0") == 1
+    without_usage = outcome(ttft_s=0.25, duration_s=3.1)
+    telemetry(request(stream=True), decision(predicted=PREDICTED), without_usage)
+    assert value(telemetry, "pointsman_ttft_to_predicted_bucket", le="0.5") == 1
+    assert value(telemetry, "pointsman_ttft_to_predicted_count") == 2
+    assert value(telemetry, "pointsman_tpot_to_predicted_count") == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "predicted", "became"),
+    [
+        (request(), PREDICTED, outcome(ttft_s=1.0, duration_s=2.0)),  # its first byte is its last
+        (request(stream=True), None, outcome(ttft_s=1.0, duration_s=2.0)),
+        (request(stream=True), PREDICTED, outcome(ending=Ending.FAILED, ttft_s=1.0, duration_s=2.0)),
+        (request(stream=True), PREDICTED, outcome(ending=Ending.CANCELLED)),
+    ],
+)
+def test_nothing_else_is_compared(
+    telemetry: Telemetry, asked: InferenceRequest, predicted: Prediction | None, became: Outcome
+) -> None:
+    telemetry(asked, decision(predicted=predicted), became)
+    assert value(telemetry, "pointsman_request_duration_seconds_count") == 1
+    assert value(telemetry, "pointsman_ttft_to_predicted_count") == 0
+
+
+def test_steps_of_several_choices_at_once_are_not_tokens(telemetry: Telemetry) -> None:
+    came = outcome(ttft_s=1.0, duration_s=3.0, usage=Usage(output_tokens=400))
+    telemetry(request(stream=True, n=4), decision(predicted=PREDICTED), came)
+    assert value(telemetry, "pointsman_ttft_to_predicted_count") == 1
+    assert value(telemetry, "pointsman_tpot_to_predicted_count") == 0
 
 
 def test_labels_may_hold_anything(telemetry: Telemetry) -> None:

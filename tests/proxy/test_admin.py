@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from pointsman.testing.client import ASK, RawClient, message
+from pointsman.testing.client import ASK, ASK_STREAM, RawClient, message
 from pointsman.testing.serving import admin, endpoints, serving
 from pointsman.testing.upstream import FakeUpstream, reply
 
@@ -127,12 +127,14 @@ async def test_what_the_policy_has_learned_is_told_with_the_endpoint() -> None:
         RawClient(app.port) as client,
     ):
         assert (await endpoints(app))[engine.name]["learned"] is None
-        await client.ask()
+        await client.ask(ASK_STREAM)
         learned = (await endpoints(app))[engine.name]["learned"]
         assert learned["step_s"] >= learned["step_rest_s"] > 0
         assert (learned["siblings"], learned["factor"], learned["kv_room_tokens"]) == (0, 1.0, None)
         one = json.loads((await admin(app, f"/endpoints/{engine.name}")).body)
         assert one["learned"]["prefill_tok_s"] == learned["prefill_tok_s"]
+        page = (await admin(app, "/metrics")).body.decode()
+        assert f'pointsman_ttft_to_predicted_count{{endpoint="{engine.name}",model="m"}} 1.0' in page
     async with FakeUpstream() as engine, serving(engine, scheduling={"preset": "round-robin"}) as app:
         async with RawClient(app.port) as client:
             await client.ask()

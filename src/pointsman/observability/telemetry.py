@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from pointsman.types import Decision, InferenceRequest, Outcome
+from pointsman.types import Decision, Ending, InferenceRequest, Outcome, Prediction
 
 SECONDS = (
     0.001,
@@ -39,6 +39,8 @@ SECONDS = (
 )
 TOKENS = (1.0, 8.0, 32.0, 128.0, 512.0, 2048.0, 8192.0, 32768.0, 131072.0, 524288.0)
 
+RATIOS = (0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
+
 Labels = tuple[str, ...]
 
 
@@ -53,13 +55,17 @@ class Series:
         "output",
         "prompt",
         "requests",
+        "tpot_ratio",
         "ttft",
+        "ttft_ratio",
     )
 
     def __init__(self) -> None:
         self.requests = 0
         self.ttft = Histogram(SECONDS)
         self.duration = Histogram(SECONDS)
+        self.ttft_ratio = Histogram(RATIOS)
+        self.tpot_ratio = Histogram(RATIOS)
         self.prompt = Histogram(TOKENS)
         self.output = Histogram(TOKENS)
         self.cached = 0
@@ -130,6 +136,8 @@ class Telemetry(Collector):
             series.output.observe(usage.output_tokens)
         if usage.cached_tokens is not None:
             series.cached += usage.cached_tokens
+        if decision.predicted and request.stream:
+            _compare(series, request, decision.predicted, outcome)
 
     def forget(self, endpoint: str) -> None:
         """The endpoint has left the pool: its series end."""
@@ -149,7 +157,7 @@ class Telemetry(Collector):
             if not endpoint:
                 continue
             into = summed.setdefault((model, endpoint), Series())
-            for name in ("ttft", "duration", "prompt", "output"):
+            for name in ("ttft", "duration", "prompt", "output", "ttft_ratio", "tpot_ratio"):
                 getattr(into, name).add(getattr(series, name))
             tokens[endpoint, "prompt"] += int(series.prompt.sum)
             tokens[endpoint, "output"] += int(series.output.sum)
@@ -174,10 +182,22 @@ class Telemetry(Collector):
             ("pointsman_request_duration_seconds", "duration", "Arrival to end."),
             ("pointsman_request_prompt_tokens", "prompt", "Prompt tokens, as the engine reported them."),
             ("pointsman_request_output_tokens", "output", "Output tokens, as the engine reported them."),
+            (
+                "pointsman_ttft_to_predicted",
+                "ttft_ratio",
+                "Decision to first body byte of streams, divided by what the policy had predicted.",
+            ),
+            (
+                "pointsman_tpot_to_predicted",
+                "tpot_ratio",
+                "Time per output token of streams that told their tokens, divided by what was predicted.",
+            ),
         ):
             family = HistogramMetricFamily(name, text, labels=("model", "endpoint"))
             for labels, series in summed.items():
                 histogram: Histogram = getattr(series, field)
+                if not any(histogram.counts):
+                    continue
                 family.add_metric(labels, histogram.buckets(), histogram.sum)
             yield family
         yield from self._gauges()
@@ -185,6 +205,19 @@ class Telemetry(Collector):
     def page(self) -> bytes:
         """The /metrics page."""
         return generate_latest(self._registry)
+
+
+def _compare(series: Series, request: InferenceRequest, predicted: Prediction, outcome: Outcome) -> None:
+    """How long a stream took for what was predicted, if it went well."""
+    ttft_s, tokens = outcome.ttft_s, outcome.usage.output_tokens
+    if ttft_s is None or outcome.ending is not Ending.OK:
+        return
+    expected_s = predicted.queue_s + predicted.prefill_s
+    if expected_s > 0:
+        series.ttft_ratio.observe((ttft_s - outcome.decided_s) / expected_s)
+    if tokens and tokens > 1 and request.n == 1 and predicted.step_s > 0:
+        tpot_s = (outcome.duration_s - ttft_s) / (tokens - 1)
+        series.tpot_ratio.observe(tpot_s / predicted.step_s)
 
 
 def _counter(

@@ -449,6 +449,7 @@ class Exchange:
                 status=self._status,
                 endpoint=flight.tried[-1],
                 tries=len(flight.tried),
+                decided_s=flight.decision.at_s - self._started_at,
                 ttft_s=self._ttft_s,
                 duration_s=self._duration_s,
                 chunks=self.reads,
