@@ -16,11 +16,12 @@ from pointsman.predictor.lengths import Lengths
 from pointsman.predictor.speed import SAMPLE_S, Speeds
 from pointsman.types import Endpoint
 
-QUEUE = 6
 OTHERS = 0.3
-"""Share of the delay to others that counts: they are half done on average, and a little less served best."""
+"""Share of the delay to others that counts. They are half done on average; a little less served best."""
 WAIT = 2.0
-"""A second before the first token weighs as much as so many of the answer."""
+"""A second before the first token weighs as much as so many of the answer,"""
+QUEUE = 6.0
+"""and a second in the queue so many more for each second that is there."""
 KV_SHARE = 0.95
 """Of an endpoint's KV cache that may be promised."""
 LEAST_GROWTH = 0.1
