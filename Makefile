@@ -31,7 +31,7 @@ format: setup
 bench-overhead: setup
 	$(PYTHON) -m bench.overhead $(ARGS)
 
-# Twenty simulated engines under three routers, in about 100 s; ARGS as in `pointsman demo --help`
+# Twenty simulated engines under four routers, in about 90 s; ARGS as in `pointsman demo --help`
 $(BIN)/.demo-ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo]'

@@ -1,8 +1,10 @@
 """What the demonstration says of its runs."""
 
+from msgspec import structs
+
 from pointsman.bench.client import Record
 from pointsman.bench.demo import Measured, Scenario
-from pointsman.bench.demo_report import chart, table, terminal_chart
+from pointsman.bench.demo_report import chart, learned, table, terminal_chart
 from pointsman.bench.report import summarise
 from pointsman.bench.site import Lag
 from pointsman.bench.stream import Gaps
@@ -45,6 +47,16 @@ def test_the_table_has_a_line_a_policy_and_a_column_an_accelerator():
     assert "to h100-nvl" in lines[0]
     assert lines[2].startswith("Pointsman")
     assert "100 ms" in lines[2]
+
+
+def test_what_was_learned_is_told_beside_what_is_true():
+    true_s = {"h100-nvl": 0.03, "mi325x": 0.02, "gaudi3": 0.06}
+    assert learned(measured(), true_s) == ""
+    found = structs.replace(measured(), learned={"gaudi3": 0.05, "mi325x": 0.025, "h100-nvl": 0.03})
+    assert learned(found, true_s) == (
+        "learned: beside h100-nvl, mi325x 1.2x and gaudi3 0.6x as quick (decode steps at 40 sequences; "
+        "simulated as 1.5x and 0.5x)"
+    )
 
 
 def test_the_terminal_chart_is_in_proportion():

@@ -18,7 +18,7 @@ QUICK = ("--speed", "100", "--duration", "1")
 """So fast that the figures may be void, which is not what is tested here."""
 
 
-def test_it_runs_three_policies_over_a_simulated_fleet_and_draws_them(tmp_path, capsys):
+def test_it_runs_four_policies_over_a_simulated_fleet_and_draws_them(tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
         main(["demo", *QUICK, "--output", str(tmp_path)])
     told = capsys.readouterr().out
@@ -29,11 +29,14 @@ def test_it_runs_three_policies_over_a_simulated_fleet_and_draws_them(tmp_path, 
     head = next(i for i, line in enumerate(lines) if "TTFT p50" in line and "prefix hits" in line)
     assert re.search(r"to h100-nvl +to mi325x +to gaudi3$", lines[head])
     for name, line in zip(
-        ("Kubernetes (random)", "round robin", "Pointsman"), lines[head + 1 :], strict=False
+        ("Kubernetes (random)", "round robin", "llm-d's blend", "Pointsman"),
+        lines[head + 1 :],
+        strict=False,
     ):
         assert line.startswith(name)
         failed, *requests = map(int, line.split()[-4:])
         assert (failed, sum(requests)) == (0, 85)
+    assert lines[head + 5].startswith("learned: beside h100-nvl, mi325x ")
     assert "pointsman serve http://your-vllm-1:8000" in lines[-2]
     assert {path.name for path in tmp_path.iterdir()} == {"pointsman-demo.svg", "pointsman-demo.png"}
 

@@ -1,8 +1,8 @@
-"""The demonstration: a simulated three-vendor fleet behind three ways of choosing an endpoint.
+"""The demonstration: a simulated three-vendor fleet behind four ways of choosing an endpoint.
 
 The fleet is one process of ours, the router another, the load generator is here. Each policy meets a fresh
 fleet with empty caches and the same requests, due at the same simulated times, in whose seconds all figures
-are.
+are; the router's clock counts them, too.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from types import MappingProxyType
 import msgspec
 
 from pointsman.bench.client import Client, Target
+from pointsman.bench.connection import Connections
 from pointsman.bench.pace import Pace
 from pointsman.bench.report import Slo, Stage
 from pointsman.bench.run import Bench, Load, Progress, check_room
 from pointsman.bench.site import Lag, Site, site, watching
 from pointsman.bench.workloads import SharedPrefix
-from pointsman.config import Log, MetricsSettings, Scheduling, Server, Settings
+from pointsman.config import Log, MetricsSettings, Scheduling, Server, Settings, split_url
+from pointsman.predictor.learned import Learned
 from pointsman.scheduling.presets import DEFAULT
 from pointsman.sim.profiles import GRANITE, PARAMETERS
 from pointsman.sim.spec import FleetFile, FleetItem
@@ -29,8 +31,12 @@ from pointsman.types import Clock
 
 FLEET: Mapping[str, int] = MappingProxyType({"h100-nvl": 4, "mi325x": 8, "gaudi3": 8})
 _LAG_OF_STEP = 0.1
-_BATCH, _CONTEXT_TOKENS = 40, 7700
-"""Sequences an engine has at once in mid-run, and the tokens of each (6,000 + 1,200 + half of 1,000)."""
+_METRICS_S = 0.05
+"""Between two looks at an engine's metrics, in our seconds."""
+BATCH = 40
+"""Sequences an engine has at once in mid-run."""
+CONTEXT_TOKENS = BATCH * 7700
+"""And their tokens: each 6,000 + 1,200 + half of 1,000."""
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,20 +44,21 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 
     engines: Mapping[str, int] = FLEET
     workload: SharedPrefix = SharedPrefix(150, 5, 6000, 1200, 1000)
-    warm_up: Load = Load(rate=15, duration_s=20)
-    load: Load = Load(rate=85, duration_s=15)
+    warm_up: Load = Load(rate=15, duration_s=30)
+    load: Load = Load(rate=85, duration_s=10)
     speed: float = 7.0
     """Simulated seconds in one of ours."""
     tokens_per_chunk: int = 50
     seed: int = 0
     slo: Slo = Slo(ttft_s=5.0, tpot_s=0.1)
 
+    def steps_s(self) -> Mapping[str, float]:
+        """A decode step in mid-run by accelerator, in simulated seconds."""
+        return {name: PARAMETERS[name, GRANITE].step_s(BATCH, CONTEXT_TOKENS) for name in self.engines}
+
     def step_s(self) -> float:
         """A decode step of the average engine in mid-run, in our seconds."""
-        steps = [
-            n * PARAMETERS[accelerator, GRANITE].step_s(_BATCH, _BATCH * _CONTEXT_TOKENS)
-            for accelerator, n in self.engines.items()
-        ]
+        steps = [n * self.steps_s()[accelerator] for accelerator, n in self.engines.items()]
         return sum(steps) / sum(self.engines.values()) / self.speed
 
 
@@ -65,6 +72,7 @@ class Policy(msgspec.Struct, frozen=True):
 POLICIES = (
     Policy("Kubernetes (random)", "random"),
     Policy("round robin", "round-robin"),
+    Policy("llm-d's blend", "llm-d-blend"),
     Policy("Pointsman"),
 )
 
@@ -79,6 +87,10 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     lags: Mapping[str, Lag]
     """By process."""
     step_s: float
+    learned: Mapping[str, float] = {}
+    """A decode step in mid-run by accelerator, as the policy believes it to be; empty where it learns nothing
+    [simulated seconds].
+    """
 
     def void(self) -> list[str]:
         """Why the figures must not be believed, if so: processes that did not keep up with simulated time."""
@@ -99,7 +111,7 @@ def site_of(scenario: Scenario, policy: Policy, folder: Path) -> AbstractAsyncCo
     )
     settings = Settings(
         server=Server(endpoint_header=True),
-        metrics=MetricsSettings(interval_s=0.05),
+        metrics=MetricsSettings(interval_s=_METRICS_S * scenario.speed),
         scheduling=Scheduling(preset=policy.preset, seed=scenario.seed),
         log=Log(requests=False),
     )
@@ -125,6 +137,7 @@ async def measure(
         await bench.stage(scenario.warm_up)
         async with watching(at, clocks) as lags:
             await bench.stage(scenario.load)
+        learned = await _learned(at)
     finally:
         await client.close()
     stage = bench.stages[-1]
@@ -137,4 +150,32 @@ async def measure(
         accelerators=dict(accelerators),
         lags=lags,
         step_s=scenario.step_s(),
+        learned=learned,
     )
+
+
+async def _learned(at: Site) -> dict[str, float]:
+    """What the router's admin API says, a mean for each accelerator."""
+    address = split_url(at.admin_url, "admin")
+    connections = Connections(address, None)
+    pieces: list[bytes] = []
+    request = f"GET /endpoints HTTP/1.1\r\nHost: {address.authority}\r\n\r\n".encode()
+    try:
+        await connections.exchange(request, pieces.append)
+    finally:
+        await connections.close()
+    steps_s: dict[str, list[float]] = {}
+    for endpoint in msgspec.json.decode(b"".join(pieces), type=_Endpoints).endpoints:
+        if endpoint.learned:
+            step_s = endpoint.learned.step_at_s(BATCH, CONTEXT_TOKENS)
+            steps_s.setdefault(endpoint.name.rpartition("-")[0], []).append(step_s)
+    return {accelerator: sum(found) / len(found) for accelerator, found in steps_s.items()}
+
+
+class _Endpoint(msgspec.Struct):
+    name: str
+    learned: Learned | None
+
+
+class _Endpoints(msgspec.Struct):
+    endpoints: list[_Endpoint]

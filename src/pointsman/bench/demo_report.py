@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pointsman.bench.demo import Measured
+from pointsman.bench.demo import BATCH, Measured
 from pointsman.bench.plot import load_pyplot
 from pointsman.bench.table import bars, columns, count, seconds, share
 
@@ -12,11 +12,11 @@ _POINTS = ("p50", "p90", "p99")
 _LEGEND = {
     "loc": "upper center",
     "bbox_to_anchor": (0.5, -0.1),
-    "ncols": 3,
+    "ncols": 2,
     "fontsize": "small",
     "frameon": False,
 }
-_COLORS = ("#9aa5b1", "#c7a76c", "#1f77b4")
+_COLORS = ("#9aa5b1", "#c7a76c", "#7fa37f", "#1f77b4")
 
 
 def table(runs: Sequence[Measured]) -> str:
@@ -40,6 +40,21 @@ def table(runs: Sequence[Measured]) -> str:
             ]
         )
     return columns(rows)
+
+
+def learned(run: Measured, true_s: Mapping[str, float]) -> str:
+    """How quick the policy found each accelerator to be, beside the first, and what the simulated engines
+    are (``true_s``: their steps); empty when it learns nothing.
+    """
+    if not run.learned:
+        return ""
+    first, *others = [name for name in true_s if name in run.learned]
+    found = [f"{name} {run.learned[first] / run.learned[name]:.1f}x" for name in others]
+    really = [f"{true_s[first] / true_s[name]:.1f}x" for name in others]
+    return (
+        f"learned: beside {first}, {' and '.join(found)} as quick (decode steps at {BATCH} sequences; "
+        f"simulated as {' and '.join(really)})"
+    )
 
 
 def terminal_chart(runs: Sequence[Measured]) -> str:
@@ -67,9 +82,9 @@ def chart(runs: Sequence[Measured], paths: Sequence[str]) -> None:
     tokens.margins(y=0.1)
     tokens.set(title="output tokens/s (drain included)")
     for i, run in enumerate(runs):
-        at = [place + (i - 1) * 0.27 for place in range(len(_POINTS))]
-        drawn = ttft.bar(at, list(_ttft(run).values()), 0.25, color=_COLORS[i % 3], label=run.policy)
-        ttft.bar_label(drawn, [seconds(value) for value in _ttft(run).values()], fontsize=7)
+        at = [place + (i - (len(runs) - 1) / 2) * 0.21 for place in range(len(_POINTS))]
+        drawn = ttft.bar(at, list(_ttft(run).values()), 0.2, color=_COLORS[i % 4], label=run.policy)
+        ttft.bar_label(drawn, [seconds(value) for value in _ttft(run).values()], fontsize=6)
     ttft.set(title="time to first token (s, log scale)", yscale="log")
     ttft.margins(y=0.1)
     ttft.set_xticks(range(len(_POINTS)), _POINTS)

@@ -35,7 +35,7 @@ class Site(msgspec.Struct, frozen=True):
 @contextlib.asynccontextmanager
 async def site(fleet: FleetFile, settings: Settings, folder: Path) -> AsyncIterator[Site]:
     """Both processes for as long as the block lasts; ``folder`` is for their files. Endpoints and ports of
-    the router's ``settings`` are set here.
+    the router's ``settings`` are set here, and its clock runs as fast as the engines.
     """
     async with contextlib.AsyncExitStack() as stack:
         file = _written(fleet, folder / "fleet.yaml")
@@ -48,7 +48,9 @@ async def site(fleet: FleetFile, settings: Settings, folder: Path) -> AsyncItera
             admin=structs.replace(settings.admin, port=0),
         )
         file = _written(told, folder / "router.yaml")
-        router = await stack.enter_async_context(running("router", ("serve", "--config", file)))
+        router = await stack.enter_async_context(
+            running("router", ("serve", "--config", file, "--clock-speed", f"{fleet.speed:g}"))
+        )
         url = (await router.says(r"^base URL: (\S+)/v1$", _READY_S))[1]
         admin_url = (await router.says(r"^admin:\s+(http://[^/\s]+)", _READY_S))[1]
         yield Site(engines, router, url, admin_url, urls)

@@ -1,4 +1,4 @@
-"""``pointsman demo``: twenty simulated engines of three accelerators, three ways of routing, one table."""
+"""``pointsman demo``: twenty simulated engines of three accelerators, four ways of routing, one table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pointsman.bench.site import Site
 
 NAME = "demo"
-HELP = "a simulated fleet under three routers, in two minutes"
+HELP = "a simulated fleet under four routers, in two minutes"
 VOID = 3
 """Exit code when the figures must not be believed."""
 
@@ -83,7 +83,7 @@ async def _demo(scenario: Scenario, output: Path, *, keep: bool) -> int:
                 runs.append(await measure(scenario, policy, at, clocks, shown))
                 shown.end(runs[-1])
                 if policy is POLICIES[-1]:
-                    void = _report(runs, output, time.perf_counter() - began_s)
+                    void = _report(scenario, runs, output, time.perf_counter() - began_s)
                     if keep:
                         await _stay(at)
     return VOID if void else 0
@@ -135,13 +135,16 @@ class _Shown:
         )
 
 
-def _report(runs: list[Measured], output: Path, took_s: float) -> bool:
+def _report(scenario: Scenario, runs: list[Measured], output: Path, took_s: float) -> bool:
     """Print everything; whether the figures are void."""
-    from pointsman.bench.demo_report import chart, table, terminal_chart
+    from pointsman.bench.demo_report import chart, learned, table, terminal_chart
 
     paths = [str(output / f"pointsman-demo.{suffix}") for suffix in ("svg", "png")]
     chart(runs, paths)
-    print(f"\n{table(runs)}\n\n{terminal_chart(runs)}\n")
+    print(f"\n{table(runs)}")
+    told = [learned(run, scenario.steps_s()) for run in runs]
+    print("\n".join(filter(None, told)), end="\n\n")
+    print(f"{terminal_chart(runs)}\n")
     print(f"Chart: {' and '.join(paths)}. Done in {took_s:.0f} s.")
     void = [reason for run in runs for reason in run.void()]
     if void:

@@ -10,6 +10,7 @@ import logging
 import resource
 import signal
 import sys
+import time
 
 import uvloop
 
@@ -17,8 +18,13 @@ from pointsman.cli.settings import add_settings_arguments, settings_from
 from pointsman.config import Settings
 from pointsman.endpoints.pool import Member
 from pointsman.proxy.application import Application
+from pointsman.types import Clock
 
-add_arguments = add_settings_arguments
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_settings_arguments(parser)
+    # Seconds of its clock in one of ours, for simulated engines that run faster than time.
+    parser.add_argument("--clock-speed", type=float, default=1.0, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,15 +38,19 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # every connection is two files
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings))
+        return runner.run(_serve(settings, _clock(args.clock_speed)))
 
 
-async def _serve(settings: Settings) -> int:
+def _clock(speed: float) -> Clock:
+    return time.monotonic if speed == 1.0 else lambda: time.monotonic() * speed
+
+
+async def _serve(settings: Settings, clock: Clock) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    application = Application(settings)
+    application = Application(settings, clock)
     async with application.running():
         _tune_gc()
         print(report(application), flush=True)
