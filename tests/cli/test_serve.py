@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -17,7 +18,7 @@ from pointsman.cli.serve import describe
 from pointsman.config import Endpoint as Settings
 from pointsman.endpoints.pool import Pool
 from pointsman.endpoints.target import targets_of
-from pointsman.testing.client import ASK, ASK_STREAM, RawClient
+from pointsman.testing.client import ASK, ASK_STREAM, RawClient, message
 from pointsman.testing.serving import until
 from pointsman.testing.upstream import LAST_CHUNK, SSE_HEAD, FakeUpstream, event
 from pointsman.types import Metrics
@@ -100,6 +101,19 @@ async def test_it_tells_what_it_found_serves_and_stops() -> None:
     assert code == 0
     assert out.count(" status=200 ending=ok ") == 1
     assert "draining" in err
+
+
+async def test_its_clock_can_run_as_fast_as_simulated_engines() -> None:
+    async with FakeUpstream() as engine, gateway(engine.url, "--clock-speed", "1000") as serve:
+        before_s = time.monotonic()
+        async with RawClient(serve.port) as client:
+            await client.ask(ASK)
+        after_s = time.monotonic()
+        async with RawClient(serve.admin_port) as client:
+            told = json.loads((await client.ask(message("GET", "/decisions"))).body)
+        await serve.stop()
+    (decision,) = told["decisions"]
+    assert 1000 * before_s <= decision["at_s"] <= 1000 * after_s
 
 
 async def refused(port: int) -> bool:

@@ -11,7 +11,7 @@ from pointsman.bench.table import bars, columns, count, seconds, share
 _POINTS = ("p50", "p90", "p99")
 _LEGEND = {
     "loc": "upper center",
-    "bbox_to_anchor": (0.5, -0.1),
+    "bbox_to_anchor": (0.5, -0.13),
     "ncols": 2,
     "fontsize": "small",
     "frameon": False,
