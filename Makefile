@@ -52,7 +52,7 @@ test-vllm: setup
 soak: setup
 	$(BIN)/python -m bench.soak $(ARGS)
 
-# The same fleet in the twin and over HTTP, about six minutes; ARGS as in `python -m bench.twin_live --help`
+# The same fleet in the twin and over HTTP, about ten minutes; ARGS as in `python -m bench.twin_live --help`
 .PHONY: bench-twin-live
 bench-twin-live: setup
 	$(BIN)/python -m bench.twin_live $(ARGS)

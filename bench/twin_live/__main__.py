@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import uvloop
+from msgspec import structs
 
 from pointsman.bench.processes import ProcessFailed
 
 from . import live, report, twin
 from .accounts import Accounts
 from .accounts import compare as compare_accounts
-from .cases import CASES, DEFAULT, Case
+from .cases import CASES, DEFAULT, POLICIES, Case
 from .compare import Row, void
 
 OUT = Path(__file__).parents[2] / "out" / "twin-live"
@@ -27,7 +28,7 @@ VOID = 3
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    cases = [CASES[name] for name in args.case or DEFAULT]
+    cases = [with_policies(CASES[name], args.policy) for name in args.case or DEFAULT]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             rows, accounts = runner.run(measure(cases, args.seed or [0], args.tries))
@@ -35,6 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"bench/twin_live: {error.message}", file=sys.stderr)
             return 1
     return finish(rows, accounts, args.out)
+
+
+def with_policies(case: Case, policies: Sequence[str]) -> Case:
+    """The case under those of ``policies`` that it has; under all it has when none is named."""
+    kept = tuple(policy for policy in case.policies if policy in policies)
+    return structs.replace(case, policies=kept) if policies else case
 
 
 async def measure(cases: Sequence[Case], seeds: Sequence[int], tries: int) -> tuple[list[Row], Accounts]:
@@ -108,6 +115,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=CASES,
         help=f"may be repeated: {fleets}; default: {', '.join(DEFAULT)}",
     )
+    add("--policy", action="append", default=[], choices=POLICIES, help="may be repeated; default: all")
     add("--seed", type=int, action="append", metavar="N", help="may be repeated; default: 0")
     add("--tries", type=int, default=3, metavar="N", help="runs over HTTP while they are void; default: 3")
     add("--out", type=Path, default=OUT, metavar="DIR", help="for the reports; default: out/twin-live")

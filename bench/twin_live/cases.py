@@ -9,7 +9,7 @@ from pointsman.bench.workloads import SharedPrefix
 from pointsman.sim.spec import FleetItem
 from pointsman.twin.scenario import THREE_VENDORS, Scenario
 
-POLICIES = ("round-robin", "llm-d-blend", "llm-d-affinity")
+POLICIES = ("round-robin", "llm-d-blend", "llm-d-affinity", "least-cost")
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,9 +69,7 @@ OVERLOAD = Case(
     scenario=Scenario(
         workload=prompts(150, 5, 1000),
         stages=(Load(rate=15, duration_s=20), Load(rate=85, duration_s=15)),
-        metrics_interval_s=0.1,
     ),
-    speed=2.0,
 )
 CASES = {case.name: case for case in (ONE, SIX, TWENTY, OVERLOAD)}
 DEFAULT = ("one", "six", "twenty")

@@ -20,7 +20,6 @@ from pointsman.twin.scraping import IDLE_INTERVAL_S
 
 from .cases import Case
 
-LEAST_INTERVAL_S = 0.05
 CLOCKS = time.perf_counter, time.process_time
 
 
@@ -36,13 +35,10 @@ def fleet_of(case: Case) -> FleetFile:
 
 
 def settings_of(case: Case, policy_name: str, seed: int) -> Settings:
-    """The router's, with the twin's intervals in our seconds where ``serve`` goes so low."""
+    """The router's, whose clock runs in engine seconds, too."""
     return Settings(
         server=Server(endpoint_header=True),
-        metrics=MetricsSettings(
-            interval_s=max(LEAST_INTERVAL_S, case.scenario.metrics_interval_s / case.speed),
-            idle_interval_s=IDLE_INTERVAL_S / case.speed,
-        ),
+        metrics=MetricsSettings(interval_s=case.scenario.metrics_interval_s, idle_interval_s=IDLE_INTERVAL_S),
         scheduling=Scheduling(preset=policy(policy_name).preset, seed=seed),
         log=Log(requests=False),
     )
