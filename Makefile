@@ -57,7 +57,7 @@ soak: setup
 bench-twin-live: setup
 	$(BIN)/python -m bench.twin_live $(ARGS)
 
-# The default policy against others in many simulated worlds, eight minutes; ARGS as in `python -m bench.worlds --help`
+# The default policy against others in 34 simulated worlds, 15 minutes; ARGS as in `python -m bench.worlds --help`
 .PHONY: bench-worlds
 bench-worlds: setup
 	$(BIN)/python -m bench.worlds $(ARGS)
