@@ -52,6 +52,7 @@ class Flight:
         self._ahead_tokens = load.tokens
         load.context_tokens += decision.prompt_tokens
         load.since_sum_s += decision.at_s
+        load.sent += 1
         load.changes += 1
 
     def first_output(self, now: float) -> None:

@@ -103,6 +103,7 @@ class Load:
         "first_wait_s",
         "received_bytes",
         "requests",
+        "sent",
         "since_sum_s",
         "tokens",
     )
@@ -124,6 +125,8 @@ class Load:
         self.ahead_tokens = 0
         self.received_bytes = 0
         """Response bytes so far, a moment late."""
+        self.sent = 1
+        """Grows with each request that is sent here; begins at one."""
         self.changes = 1
         """Grows with each change of what is in flight: whoever computes something from it can tell."""
 

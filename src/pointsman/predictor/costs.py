@@ -29,6 +29,8 @@ LEAST_GROWTH = 0.1
 MEMORY = 100
 """Requests over which what is usual is averaged."""
 LEVEL_MEMORY_S = 10.0
+LOOK_S = 0.01
+"""What an endpoint got rid of is noticed this late at most; what it is sent counts at once."""
 MAX_STEP_S = 1.0
 """A pause counts as so much time: nothing was seen in it."""
 
@@ -56,8 +58,10 @@ class Costs:
         self.tight = False
         """Some endpoint may be short of room."""
         self._names: list[str] = []
+        self._sent: list[int] = []
         self._seen: list[int] = []
-        """``Load.changes`` of what the lists were computed from."""
+        """``Load.sent`` and ``Load.changes`` of what the lists were computed from."""
+        self._looked_s = -inf
         self._known: list[tuple[float, float, float, float]] = []
         """Of a step: in any case, for each sequence, for each token of context; and of a prompt token."""
         self._mean = self._usual = lengths.pool.mean
@@ -66,15 +70,20 @@ class Costs:
         self._at_s = -inf
 
     def update(self, endpoints: Sequence[Endpoint], now_s: float) -> None:
-        """Bring the lists up to date: for all ``endpoints`` a few times a second, else for those whose load
-        has changed.
+        """Bring the lists up to date: for all ``endpoints`` a few times a second, else for those that have
+        been sent something, and soon for those that got rid of something.
         """
         if now_s - self._at_s >= SAMPLE_S:
             self._sample(endpoints, now_s)
             return
-        seen, names = self._seen, self._names
+        seen, names = self._sent, self._names
         try:
-            changed = [e for e in endpoints if seen[e.slot] != e.load.changes]
+            if now_s - self._looked_s < LOOK_S:
+                changed = [e for e in endpoints if seen[e.slot] != e.load.sent]
+            else:
+                self._looked_s = now_s
+                known = self._seen
+                changed = [e for e in endpoints if known[e.slot] != e.load.changes]
             if any([names[e.slot] != e.name for e in changed]):  # noqa: C419 - a list is quicker
                 self._sample(endpoints, now_s)
                 return
@@ -112,6 +121,7 @@ class Costs:
     def _grow(self, slots: int) -> None:
         more = slots - len(self._seen)
         self._names += [""] * more
+        self._sent += [0] * more
         self._seen += [0] * more
         self._known += [(0.0, 0.0, 0.0, 0.0)] * more
         for column in (self.wait, self.token, self.output, self.context):
@@ -154,7 +164,7 @@ class Costs:
 
     def _compute(self, endpoint: Endpoint, now_s: float) -> None:
         slot, load, metrics = endpoint.slot, endpoint.load, endpoint.metrics
-        self._seen[slot] = load.changes
+        self._sent[slot], self._seen[slot] = load.sent, load.changes
         running, usual = load.requests, self._usual
         base_s, sequence_s, context_s, token_s = self._known[slot]
         generated = self._generated(endpoint, now_s)
