@@ -188,6 +188,16 @@ def test_a_crash_costs_only_streams_that_had_begun() -> None:
     assert min(again, key=lambda r: r.sent_s).usage.cached_tokens == 0
 
 
+def test_what_a_server_counted_before_a_crash_is_not_lost() -> None:
+    crash = Incident(at_s=4.0, kind="crash", endpoint="h", for_s=0.1)
+    load = (Load(rate=40, duration_s=5),)
+    (whole,) = stages("round-robin", engines=THREE[:1], stages=load)
+    (cut,) = stages("round-robin", engines=THREE[:1], stages=load, incidents=(crash,))
+    (before,), (after,) = whole.servers, cut.servers
+    assert after.prompt_tokens > 0.7 * before.prompt_tokens
+    assert 0 < after.cached_tokens < after.prompt_tokens
+
+
 def test_a_server_that_is_full_answers_503_and_another_takes_the_request() -> None:
     small = (FleetItem(accelerator="h100-nvl", name="h", max_num_queued_reqs=2), *THREE[1:])
     runs = stages("round-robin", engines=small, stages=(Load(rate=40, duration_s=5),))

@@ -292,11 +292,4 @@ class _Stage:
 
 
 def _counters(server: ModelServer) -> tuple[int, ...]:
-    engine = server.engine
-    return (
-        server.served_tokens,
-        engine.cache_queries_tokens,
-        engine.cache_hits_tokens,
-        engine.preemptions,
-        server.refused,
-    )
+    return (server.served_tokens, *server.counted, server.refused)

@@ -47,6 +47,8 @@ class ModelServer:
         self._events = events
         self._armed_s = math.inf
         self._stepping = False
+        self._lives = (0, 0, 0)
+        """``counted`` when it last crashed."""
 
     # requests
 
@@ -123,6 +125,7 @@ class ModelServer:
         self.up = False
         self.restarted = True
         self._armed_s = math.inf
+        self._lives = self.counted
         for request in self.engine.reset(self._events.now_s):
             _waiter(request).broken()
 
@@ -130,6 +133,16 @@ class ModelServer:
         self.up = True
 
     # metrics
+
+    @property
+    def counted(self) -> tuple[int, int, int]:
+        """Prompt tokens looked up in its cache and found there, and preemptions: over all its lives."""
+        engine, (looked_up, found, preempted) = self.engine, self._lives
+        return (
+            looked_up + engine.cache_queries_tokens,
+            found + engine.cache_hits_tokens,
+            preempted + engine.preemptions,
+        )
 
     def metrics(self) -> Metrics:
         """What its metrics page would say now."""
