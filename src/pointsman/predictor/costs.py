@@ -67,13 +67,14 @@ class Costs:
         self._mean = self._usual = lengths.pool.mean
         self._usual_prompt = 0.0
         self._usual_hold = 0.0
-        self._at_s = -inf
+        self._at_s: dict[int, float] = {}
+        """Last sample by the first of the endpoints: each model has its own."""
 
     def update(self, endpoints: Sequence[Endpoint], now_s: float) -> None:
         """Bring the lists up to date: for all ``endpoints`` a few times a second, else for those that have
         been sent something, and soon for those that got rid of something.
         """
-        if now_s - self._at_s >= SAMPLE_S:
+        if now_s - self._at_s.get(endpoints[0].slot, -inf) >= SAMPLE_S:
             self._sample(endpoints, now_s)
             return
         seen, names = self._sent, self._names
@@ -130,7 +131,9 @@ class Costs:
             column += [0.0] * more
 
     def _sample(self, endpoints: Sequence[Endpoint], now_s: float) -> None:
-        passed_s, self._at_s = now_s - self._at_s, now_s
+        first = endpoints[0].slot
+        passed_s = now_s - self._at_s.get(first, -inf)
+        self._at_s[first] = now_s
         self._grow(max(e.slot for e in endpoints) + 1)
         pool = self.lengths.pool
         self._mean, self._usual = pool.mean, pool.of_a_token
