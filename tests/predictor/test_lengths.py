@@ -1,4 +1,4 @@
-"""How long answers get."""
+"""How long answers get, by what is known of the request."""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ import random
 
 import pytest
 
-from pointsman.predictor.lengths import MAX_KEYS, Lengths
+from pointsman.predictor.lengths import MAX_GROUPS, MAX_LEVELS, Lengths
 from pointsman.testing import request
+from pointsman.types import Ending, InferenceRequest, Outcome, Prediction, Usage
+
+TENANT = "x-llm-d-inference-fairness-id"
+PREDICTED = Prediction(queue_s=0.5, prefill_s=0.5, step_s=0.01)
+
+
+def ended(lengths: Lengths, made: InferenceRequest, tokens: int, **more: float) -> None:
+    outcome = Outcome(ending=Ending.OK, status=200, usage=Usage(output_tokens=tokens), **more)
+    lengths.observe(made, outcome, PREDICTED)
 
 
 def test_answers_to_alike_requests_are_alike() -> None:
@@ -18,7 +27,8 @@ def test_answers_to_alike_requests_are_alike() -> None:
         lengths.add(long, 3000)
     assert lengths.of(short).mean == pytest.approx(50, rel=0.1)
     assert lengths.of(long).mean == pytest.approx(3000, rel=0.1)
-    assert lengths.of(request(max_tokens=None)).mean == pytest.approx(1525, rel=0.1)  # the pool's
+    assert lengths.of(request(max_tokens=None)).mean == pytest.approx(1525, rel=0.1)  # the model's
+    assert lengths.of(request(model="other")).mean == pytest.approx(1525, rel=0.1)  # the pool's
 
 
 def test_what_a_token_belongs_to_is_longer_than_the_mean() -> None:
@@ -29,8 +39,81 @@ def test_what_a_token_belongs_to_is_longer_than_the_mean() -> None:
     assert lengths.pool.of_a_token == pytest.approx(2000, rel=0.15)
 
 
-def test_clients_that_make_up_models_do_not_grow_it() -> None:
+def test_tenants_and_prompts_that_begin_alike_are_told_apart() -> None:
     lengths = Lengths()
-    for i in range(MAX_KEYS + 100):
-        lengths.add(request(model=f"m{i}"), 10)
-    assert len(lengths._by_key) == MAX_KEYS
+    kinds = [
+        ({"headers": {TENANT: "summaries"}, "max_tokens": 4000}, "any prompt", 60),
+        ({"headers": {TENANT: "essays"}, "max_tokens": 4000}, "any prompt", 2000),
+        ({"max_tokens": 4000}, "You classify. " * 30, 5),
+        ({"max_tokens": 4000}, "You reason. " * 30, 3500),
+    ]
+    for i in range(200):
+        for fields, text, tokens in kinds:
+            lengths.add(request(f"{text} {i}", **fields), tokens)
+    for fields, text, tokens in kinds:
+        known = lengths.of(request(f"{text} and another end", **fields))
+        assert known.quantile(0.5) == pytest.approx(tokens, rel=0.1)
+    assert lengths.of(request("not seen", max_tokens=4000)).quantile(0.99) == pytest.approx(3500, rel=0.1)
+
+
+def test_an_answer_that_was_cut_says_little_of_what_would_have_come() -> None:
+    lengths, rng = Lengths(), random.Random(0)
+    for _ in range(3000):
+        length = max(1, round(rng.expovariate(1 / 1000)))
+        limit = rng.choice((250, 16_000))
+        ended(lengths, request(max_tokens=limit), min(limit, length))
+    assert lengths.of(request(max_tokens=None)).mean == pytest.approx(1000, rel=0.1)
+    assert lengths.of(request(max_tokens=250)).mean == pytest.approx(1000 * (1 - 0.7788), rel=0.1)
+    # A limit not seen before: what the model would say, cut.
+    assert lengths.of(request(max_tokens=500)).mean == pytest.approx(1000, rel=0.1)
+    lengths.add(request(max_tokens=500), 400)
+    assert lengths.of(request(max_tokens=500)).mean < 450
+
+
+def test_streams_that_clients_leave_are_counted_as_far_as_they_came() -> None:
+    lengths, rng = Lengths(), random.Random(0)
+    made = request(stream=True)
+    for _ in range(3000):
+        length, patience = rng.expovariate(1 / 1000), rng.expovariate(1 / 700)
+        if length < patience:
+            ended(lengths, made, max(1, round(length)), response_bytes=max(100, round(100 * length)))
+        else:
+            gone = Outcome(ending=Ending.CANCELLED, status=200, response_bytes=round(100 * patience))
+            lengths.observe(made, gone, PREDICTED)
+    assert lengths.of(made).mean == pytest.approx(1000, rel=0.12)
+
+
+def test_without_bytes_the_time_tells_how_far_an_answer_came() -> None:
+    lengths = Lengths()
+    for _ in range(50):
+        lengths.observe(request(), Outcome(ending=Ending.CANCELLED, status=0, duration_s=11.0), PREDICTED)
+        ended(lengths, request(), 100)
+    known = lengths.of(request())
+    assert known.survival(900) == pytest.approx(0.5, abs=0.05)  # ten seconds of steps
+    assert known.quantile(0.4) == pytest.approx(100, rel=0.05)
+
+
+@pytest.mark.parametrize("ending", [Ending.REFUSED, Ending.ERROR, Ending.CANCELLED, Ending.FAILED])
+def test_requests_that_never_got_an_answer_say_nothing(ending: Ending) -> None:
+    lengths = Lengths()
+    lengths.observe(request(stream=True), Outcome(ending=ending, status=0, duration_s=60.0), PREDICTED)
+    lengths.observe(request(), Outcome(ending=ending, status=0, duration_s=0.5), None)
+    assert lengths.pool.weight == 0
+
+
+def test_each_of_several_choices_is_an_answer_of_its_own_length() -> None:
+    lengths = Lengths()
+    for _ in range(50):
+        ended(lengths, request(n=4, max_tokens=100), 4 * 80)
+    assert lengths.of(request(n=4, max_tokens=100)).mean == pytest.approx(80, rel=0.1)
+
+
+def test_clients_that_make_up_models_or_prompts_do_not_grow_it() -> None:
+    lengths = Lengths()
+    often = request("often " * 100)
+    for i in range(MAX_GROUPS + 100):
+        lengths.add(request(str(i) + " prompt" * 50, model=f"m{i}", max_tokens=2**i), 10)
+        lengths.add(often, 100)
+    assert len(lengths.levels) <= MAX_LEVELS
+    assert len(lengths.groups) == MAX_GROUPS
+    assert lengths.of(often).mean == pytest.approx(100, rel=0.1)

@@ -1,67 +1,163 @@
-"""How long answers get: means of what came back, by model and by the limit the request sets."""
+"""How long answers get: by model, by the limit the request sets, and by who asks.
+
+Four levels, each held near the one above it as long as it knows little: all answers; those of a model; those
+of a model to requests of about the same ``max_tokens``; and of these, those to one tenant (llm-d's fairness
+id) or, where a request names none, to prompts that begin alike. Whatever names them is kept as a hash only.
+
+An answer that reached its limit ended there for requests of that limit; of what the model would have said
+without, it tells no more than an answer that was broken off.
+"""
 
 from __future__ import annotations
 
-from pointsman.types import InferenceRequest
+from collections import OrderedDict
+from functools import lru_cache
+
+from xxhash import xxh3_64_intdigest
+
+from pointsman.predictor.survival import EDGES, Table, exponential
+from pointsman.types import Ending, InferenceRequest, Outcome, Prediction
 
 MEMORY = 4000
-"""Answers that count; then each counts for half."""
+GROUP_MEMORY = 1000
+"""Answers that count, in all and of one group; then each counts for half."""
+PRIOR = 1.0
+GROUP_PRIOR = 5.0
+"""Answers that the level above weighs as much as: groups differ by less than limits do."""
 DEFAULT_TOKENS = 300.0
-MAX_KEYS = 4096
-
-
-class Length:
-    """Of the answers to one sort of request, in tokens."""
-
-    __slots__ = ("_answers", "_squares", "_tokens")
-
-    def __init__(self, like: Length | None = None) -> None:
-        self._answers = 1.0
-        self._tokens = like.mean if like else DEFAULT_TOKENS
-        self._squares = like.of_a_token * like.mean if like else DEFAULT_TOKENS * DEFAULT_TOKENS
-
-    @property
-    def mean(self) -> float:
-        return self._tokens / self._answers
-
-    @property
-    def of_a_token(self) -> float:
-        """Mean length of the answer that a token belongs to: what is running is more often long."""
-        return self._squares / self._tokens
-
-    def add(self, tokens: float) -> None:
-        self._answers += 1.0
-        self._tokens += tokens
-        self._squares += tokens * tokens
-        if self._answers > MEMORY:
-            self._answers /= 2
-            self._tokens /= 2
-            self._squares /= 2
+BYTES_PER_TOKEN = 220.0
+"""A stream carries about so much for each token, until its own is known."""
+BYTES_MEMORY_TOKENS = 100_000
+MAX_LEVELS = 512
+MAX_GROUPS = 1024
+MAX_BITS = 20
+"""Limits above half a million are none."""
+HEAD_BYTES = 256
+"""Prompts that agree so far begin alike: the chat's frame and the first lines of a system prompt."""
+TENANT_HEADERS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
 
 
 class Lengths:
     """Knows the usual length of an answer, the better the more came back."""
 
     def __init__(self) -> None:
-        self.pool = Length()
-        self._by_key: dict[tuple[str, int], Length] = {}
+        self.pool = Table(exponential(DEFAULT_TOKENS), prior=PRIOR, memory=MEMORY)
+        self.levels: dict[int, Table] = {}
+        self.groups: OrderedDict[int, Table] = OrderedDict()
+        """Least recently answered first."""
+        self._bytes, self._tokens = BYTES_PER_TOKEN, 1.0
 
-    def of(self, request: InferenceRequest) -> Length:
+    def of(self, request: InferenceRequest) -> Table:
         """What to expect of this request."""
-        return self._by_key.get(_key(request), self.pool)
+        limit = limit_key(request.model, bits_of(request))
+        return (
+            self.groups.get(group_key(request, limit))
+            or self.levels.get(limit)
+            or self.levels.get(model_key(request.model))
+            or self.pool
+        )
 
-    def add(self, request: InferenceRequest, tokens: int) -> None:
-        """An answer to ``request`` has ended well after ``tokens``."""
-        self.pool.add(tokens)
-        key = _key(request)
-        found = self._by_key.get(key)
+    def add(self, request: InferenceRequest, tokens: float) -> None:
+        """An answer to ``request`` has ended well after ``tokens``, of each choice."""
+        cut = request.max_tokens is not None and tokens >= request.max_tokens
+        self.pool.ended(tokens)
+        model, *narrower = self._levels(request)
+        if cut:
+            model.left(tokens)
+        else:
+            model.ended(tokens)
+        for table in narrower:
+            table.ended(tokens)
+
+    def left(self, request: InferenceRequest, tokens: float) -> None:
+        """An answer to ``request`` was broken off after ``tokens``: cancelled, timed out, failed."""
+        self.pool.left(tokens)
+        for table in self._levels(request):
+            table.left(tokens)
+
+    def observe(self, request: InferenceRequest, outcome: Outcome, predicted: Prediction | None) -> None:
+        """The request is over, however it ended."""
+        tokens = outcome.usage.output_tokens
+        if tokens:
+            self.add(request, tokens / request.n)
+            if request.stream and outcome.response_bytes:
+                kept = 0.5 ** (tokens / BYTES_MEMORY_TOKENS)
+                self._bytes = self._bytes * kept + outcome.response_bytes
+                self._tokens = self._tokens * kept + tokens
+        elif outcome.ending in (Ending.CANCELLED, Ending.FAILED):
+            given = self._given(request, outcome, predicted)
+            if given >= 1:
+                self.left(request, given)
+
+    def _given(self, request: InferenceRequest, outcome: Outcome, predicted: Prediction | None) -> float:
+        """How many tokens there were when it was broken off: by the bytes of a stream, else by the time."""
+        if request.stream and outcome.response_bytes:
+            return outcome.response_bytes * self._tokens / self._bytes / request.n
+        if predicted is None or (request.stream and outcome.ttft_s is None):
+            return 0.0
+        first_s = outcome.ttft_s or predicted.queue_s + predicted.prefill_s
+        return max(0.0, outcome.duration_s - first_s) / predicted.step_s
+
+    def _levels(self, request: InferenceRequest) -> list[Table]:
+        """The tables below the pool's that a request belongs to, the most general one first."""
+        bits = bits_of(request)
+        limit = limit_key(request.model, bits)
+        model = self._level(model_key(request.model), self.pool)
+        limited = self._level(limit, model, bits)
+        group = group_key(request, limit)
+        if not group:
+            return [model, limited]
+        return [model, limited, self._group(group, limited, bits)]
+
+    def _level(self, key: int, parent: Table, bits: int = 0) -> Table:
+        found = self.levels.get(key)
         if found is None:
-            if len(self._by_key) >= MAX_KEYS:
-                return
-            found = self._by_key[key] = Length(self.pool)
-        found.add(tokens)
+            found = Table(parent, prior=PRIOR, memory=MEMORY, limit=most(bits))
+            if len(self.levels) < MAX_LEVELS:  # a client may invent names of models
+                self.levels[key] = found
+        return found
+
+    def _group(self, key: int, parent: Table, bits: int) -> Table:
+        groups = self.groups
+        found = groups.get(key)
+        if found is None:
+            found = groups[key] = Table(parent, prior=GROUP_PRIOR, memory=GROUP_MEMORY, limit=most(bits))
+            if len(groups) > MAX_GROUPS:
+                groups.popitem(last=False)
+        else:
+            groups.move_to_end(key)
+        return found
 
 
-def _key(request: InferenceRequest) -> tuple[str, int]:
+def bits_of(request: InferenceRequest) -> int:
+    """The limit to the next power of two; 0 without one."""
     limit = request.max_tokens
-    return request.model, limit.bit_length() if limit else 0
+    return min(MAX_BITS, limit.bit_length()) if limit else 0
+
+
+def most(bits: int) -> float:
+    """The longest answer to a request with such a limit."""
+    return 2.0**bits - 1 if 0 < bits < MAX_BITS else EDGES[-1]
+
+
+@lru_cache(maxsize=MAX_LEVELS)
+def model_key(model: str) -> int:
+    return xxh3_64_intdigest(model.encode())
+
+
+@lru_cache(maxsize=MAX_LEVELS)
+def limit_key(model: str, bits: int) -> int:
+    return xxh3_64_intdigest(bytes((bits,)), model_key(model))
+
+
+def group_key(request: InferenceRequest, limit: int) -> int:
+    """Of who asks, with the model and the limit; 0 where nothing tells."""
+    headers = request.headers
+    for name in TENANT_HEADERS:
+        tenant = headers.get(name) if headers else None
+        if tenant:
+            return xxh3_64_intdigest(tenant.encode(), limit)
+    if not request.prompts:
+        return 0
+    seed = xxh3_64_intdigest(request.root, limit) if request.root else limit
+    return xxh3_64_intdigest(request.prompts[0].data[:HEAD_BYTES], seed)
