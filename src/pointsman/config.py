@@ -48,8 +48,34 @@ class Endpoint(_Section):
     api_key_env: Annotated[str, _says("environment variable that holds the API key")] = ""
     headers: Annotated[Mapping[str, str], _says("added to every request to this endpoint")] = {}
     metrics_url: Annotated[str, _says("where its metrics page is, if not at <url>/metrics")] = ""
+    price_per_hour: Annotated[
+        Seconds, _says("what it costs, in any currency, the same for all; 0: see running_costs")
+    ] = 0.0
+    watts: Annotated[Seconds, _says("what it draws while it works; 0: see running_costs")] = 0.0
+    watts_url: Annotated[
+        str, _says("a page that tells its power draw, such as an exporter's, http://node:9400/metrics")
+    ] = ""
+    watts_metrics: Annotated[
+        tuple[str, ...],
+        _says(
+            "metrics of the draw, name{label=value}, added up; default: on watts_url, the exporters' we know"
+        ),
+    ] = ()
     tls_ca: Annotated[str, _says("file of CA certificates to check the endpoint's certificate with")] = ""
     tls_verify: Annotated[bool, _says("check the endpoint's certificate")] = True
+
+
+class RunningCost(_Section):
+    """What endpoints cost that do not say it themselves: the first item that fits an endpoint and has the
+    figure.
+    """
+
+    labels: Annotated[Mapping[str, str], _says("that the endpoint must carry, all of them")] = {}
+    engine: Annotated[
+        str, _says("that it must be, as its metrics page shows: vllm, sglang, ...; empty: any")
+    ] = ""
+    price_per_hour: Annotated[Seconds, _says("in any currency, the same for all; 0: not told")] = 0.0
+    watts: Annotated[Seconds, _says("drawn while it works; 0: not told")] = 0.0
 
 
 class Server(_Section):
@@ -169,6 +195,9 @@ class Settings(_Section):
     scheduling: Scheduling = msgspec.field(default_factory=Scheduling)
     prefix: Prefix = msgspec.field(default_factory=Prefix)
     log: Log = msgspec.field(default_factory=Log)
+    running_costs: Annotated[
+        tuple[RunningCost, ...], _says("prices and watts of endpoints by label or engine")
+    ] = ()
     decisions: Decisions = msgspec.field(default_factory=Decisions)
 
 
@@ -294,8 +323,9 @@ def split_url(url: str, where: str) -> Url:
 def check_endpoint(endpoint: Endpoint, where: str) -> Url:
     """Its URL taken apart; ``SettingsError`` names the key that cannot be used."""
     url = split_url(endpoint.url, f"{where}.url")
-    if endpoint.metrics_url:
-        split_url(endpoint.metrics_url, f"{where}.metrics_url")
+    for key, page in (("metrics_url", endpoint.metrics_url), ("watts_url", endpoint.watts_url)):
+        if page:
+            split_url(page, f"{where}.{key}")
     if endpoint.api_key_env and endpoint.api_key_env not in os.environ:
         variable = endpoint.api_key_env
         raise SettingsError(f"{where}.api_key_env: environment variable {variable} is not set")
@@ -353,7 +383,7 @@ def reference() -> str:
 
 def _sections() -> list[tuple[str, type]]:
     sections = [(f.name, f.type) for f in msgspec.structs.fields(Settings) if not _description(f.type)]
-    return [("endpoints[]", Endpoint), *sections]
+    return [("endpoints[]", Endpoint), ("running_costs[]", RunningCost), *sections]
 
 
 def _description(kind: Any) -> str:

@@ -142,6 +142,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     load: Load
     labels: Mapping[str, str] = {}
     weight: float = 1.0
+    price_per_hour: float = 0.0
+    """In the user's currency; 0.0 where nobody told."""
+    watts: float = 0.0
+    """Drawn while it works: read, else as typed; 0.0 where nobody told."""
     engine: str = ""
     models: frozenset[str] | None = None
     """Base models and LoRA adapters it serves; None until it has told."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
+from msgspec.structs import replace
 
 from pointsman.config import Endpoint as Settings
 from pointsman.config import MetricsSettings
@@ -314,3 +315,54 @@ class TestWithoutPages:
         await rig.run(1.1)
         assert rig.pool.ready
         await rig.close()
+
+
+async def test_an_exporters_page_tells_the_draw_and_gets_no_credentials(upstream: FakeUpstream) -> None:
+    async with FakeUpstream() as exporter:
+        exporter.page = b'# DCGM\nDCGM_FI_DEV_POWER_USAGE{gpu="0"} 310\n'
+        rig = Rig()
+        rig.add(upstream, watts_url=f"{exporter.url}/metrics", api_key="secret")
+        await rig.run(11)
+        (member,) = rig.pool.members.values()
+        assert member.endpoint.watts == 310
+        assert 2 <= count(exporter) <= 3, "draw changes slowly"
+        assert all("authorization" not in probe.headers for probe in exporter.probes)
+        assert any("authorization" in probe.headers for probe in upstream.probes)
+        await rig.close()
+
+
+@pytest.mark.parametrize("lost", [b"", b"# another page\nup 1\n"])
+async def test_a_draw_that_is_told_no_more_stays_what_it_was(upstream: FakeUpstream, lost: bytes) -> None:
+    async with FakeUpstream() as exporter:
+        exporter.page = b"# AMD\ngpu_package_power 700\n"
+        rig = Rig()
+        rig.add(upstream, watts_url=f"{exporter.url}/metrics")
+        await rig.run(1)
+        exporter.page = lost
+        before = count(exporter)
+        await rig.run(6)
+        assert count(exporter) > before
+        (member,) = rig.pool.members.values()
+        assert (member.endpoint.watts, member.reached) == (700, True)
+        await rig.close()
+
+
+async def test_the_draw_may_be_on_the_engines_own_page(upstream: FakeUpstream) -> None:
+    upstream.page = VLLM + b"node_power_mW 650000\n"
+    rig = Rig()
+    rig.add(upstream, watts_metrics=("node_power_mW",))
+    await rig.run(1)
+    (member,) = rig.pool.members.values()
+    assert member.endpoint.watts == pytest.approx(650)
+    await rig.close()
+
+
+async def test_a_custom_metric_called_watts_is_the_draw(upstream: FakeUpstream) -> None:
+    upstream.page = VLLM + b"power 432\n"
+    (vllm,) = [engine for engine in engines() if engine.engine == "vllm"]
+    rig = Rig(PageSource(engines=[replace(vllm, attributes={"watts": "power"})]))
+    rig.add(upstream)
+    await rig.run(1)
+    (member,) = rig.pool.members.values()
+    assert member.endpoint.watts == 432
+    await rig.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 
 import pytest
 
@@ -164,3 +165,27 @@ async def test_head_and_keep_alive_work_on_the_admin_port() -> None:
         client.send(message("HEAD", "/endpoints"))
         assert (await client.response(bodyless=True)).status in (200, 405)
         assert (await client.ask(message("GET", "/healthz"))).status == 200
+
+
+async def test_what_an_endpoint_costs_is_told_with_our_tokens_for_it() -> None:
+    async with FakeUpstream() as priced, FakeUpstream() as free, serving(priced, free) as app:
+        described = await endpoints(app)
+        assert (described[priced.name]["cost"], described[free.name]["cost"]) == (None, None)
+        page = (await admin(app, "/metrics")).body.decode()
+        assert "pointsman_endpoint_cost_total{" not in page
+        await admin(app, f"/endpoints/{priced.name}", "DELETE")
+        await admin(app, f"/endpoints/{free.name}", "DELETE")
+        await admin(app, "/endpoints", "POST", {"url": priced.url, "price_per_hour": 3600.0, "watts": 500.0})
+        async with RawClient(app.port) as client:
+            assert (await client.ask(ASK)).status == 200
+        cost = (await endpoints(app))[priced.name]["cost"]
+        assert (cost["price_per_hour"], cost["watts"]) == (3600.0, 500.0)
+        assert cost["output_tokens"] > 0
+        assert cost["output_tokens_per_unit"] == pytest.approx(
+            cost["output_tokens"] / cost["spent"], rel=0.01
+        )
+        assert cost["output_tokens_per_kwh"] == pytest.approx(cost["output_tokens"] / cost["kwh"], rel=0.01)
+        page = (await admin(app, "/metrics")).body.decode()
+        assert f'pointsman_endpoint_watts{{endpoint="{priced.name}"}} 500.0' in page
+        (spent,) = re.findall(r"pointsman_endpoint_cost_total\{.*\} (\S+)", page)
+        assert float(spent) >= cost["spent"] * 0.99

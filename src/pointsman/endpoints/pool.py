@@ -12,7 +12,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from pointsman.config import Breaker as BreakerSettings
+from pointsman.config import RunningCost
 from pointsman.endpoints.breaker import Breaker, State
+from pointsman.endpoints.spending import Spending
 from pointsman.endpoints.target import Target
 from pointsman.errors import ModelNotFound, NoEndpoints
 from pointsman.types import Clock, Endpoint, Load, Metrics
@@ -25,13 +27,25 @@ each page that arrives."""
 class Member:
     """One endpoint and its state. Belongs to the pool; read elsewhere, written here."""
 
-    __slots__ = ("breaker", "draining", "endpoint", "models_detail", "reached", "source", "target")
+    __slots__ = (
+        "breaker",
+        "draining",
+        "endpoint",
+        "models_detail",
+        "reached",
+        "source",
+        "spending",
+        "target",
+    )
 
-    def __init__(self, target: Target, endpoint: Endpoint, source: str, breaker: Breaker) -> None:
+    def __init__(
+        self, target: Target, endpoint: Endpoint, source: str, breaker: Breaker, spending: Spending
+    ) -> None:
         self.target = target
         self.endpoint = endpoint
         self.source = source
         self.breaker = breaker
+        self.spending = spending
         self.draining = False
         self.reached = False
         """It has answered anything since it joined or since it was last unreachable."""
@@ -49,8 +63,14 @@ Listener = Callable[[str, Endpoint], None]
 class Pool:
     """Endpoints by name, and for each model the list that may take a request."""
 
-    def __init__(self, clock: Clock, breaker: BreakerSettings | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        breaker: BreakerSettings | None = None,
+        running_costs: Sequence[RunningCost] = (),
+    ) -> None:
         self._clock = clock
+        self._running_costs = running_costs
         self._breaker = breaker or BreakerSettings()
         self.members: dict[str, Member] = {}
         self._by_slot: dict[int, Member] = {}
@@ -87,6 +107,8 @@ class Pool:
         """A new endpoint joins. It takes requests at once; what it is will be learned."""
         assert target.name not in self.members, f"{target.name} is in the pool already"
         slot = next(i for i in range(len(self._by_slot) + 1) if i not in self._by_slot)
+        spending = Spending(self._clock())
+        spending.settle(target.settings, target.labels, "", self._running_costs)
         endpoint = Endpoint(
             name=target.name,
             slot=slot,
@@ -94,8 +116,10 @@ class Pool:
             load=Load(),
             labels=target.labels,
             weight=target.settings.weight,
+            price_per_hour=spending.price_per_hour,
+            watts=spending.watts,
         )
-        member = Member(target, endpoint, source, Breaker(self._breaker))
+        member = Member(target, endpoint, source, Breaker(self._breaker), spending)
         self.members[target.name] = self._by_slot[slot] = member
         self._changed()
         self._tell("joined", endpoint)
@@ -202,6 +226,8 @@ class Pool:
             return
         before = member.endpoint
         member.endpoint = replace(before, engine=engine, metrics=metrics)
+        if engine != before.engine and self._running_costs:
+            self._settle(member)
         self._stale = True
         self._reached(member)
         if restarted:
@@ -209,6 +235,28 @@ class Pool:
         old = before.metrics
         if (old.block_tokens, old.kv_blocks) != (metrics.block_tokens, metrics.kv_blocks):
             self._tell("cache", member.endpoint)
+
+    def learn_watts(self, name: str, watts: float) -> None:
+        """What the endpoint draws, as a page says."""
+        member = self.members.get(name)
+        if member is not None:
+            working = member.endpoint.load.requests > 0 or member.endpoint.metrics.running > 0
+            member.spending.read(watts, working, self._clock())
+            self._price(member)
+
+    def _settle(self, member: Member) -> None:
+        """Another rule may fit the endpoint now."""
+        member.spending.advance(self._clock())
+        engine = member.endpoint.engine
+        member.spending.settle(member.target.settings, member.target.labels, engine, self._running_costs)
+        self._price(member)
+
+    def _price(self, member: Member) -> None:
+        spending = member.spending
+        member.endpoint = replace(
+            member.endpoint, price_per_hour=spending.price_per_hour, watts=spending.watts
+        )
+        self._stale = True
 
     def reached(self, name: str) -> None:
         """It answered something, if only that it does not know what we asked for."""

@@ -144,6 +144,10 @@ class Telemetry(Collector):
         self._series = {key: series for key, series in self._series.items() if key[1] != endpoint}
         self._retries.pop(endpoint, None)
 
+    def output_tokens(self, endpoint: str) -> int:
+        """Of requests of ours there, as the engine reported them."""
+        return int(sum(series.output.sum for key, series in self._series.items() if key[1] == endpoint))
+
     def collect(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
             "pointsman_requests",
@@ -165,13 +169,13 @@ class Telemetry(Collector):
             tokens[endpoint, "estimated_prompt"] += series.estimated_prompt
             tokens[endpoint, "estimated_cached"] += series.estimated_cached
         yield requests
-        yield _counter(
+        yield counter(
             "pointsman_retries",
             "Requests that had to leave an endpoint for another.",
             ("endpoint",),
             {(name,): count for name, count in self._retries.items()},
         )
-        yield _counter(
+        yield counter(
             "pointsman_tokens",
             "Tokens as engines reported them (prompt, cached, output) and as we estimated them.",
             ("endpoint", "kind"),
@@ -220,9 +224,8 @@ def _compare(series: Series, request: InferenceRequest, predicted: Prediction, o
         series.tpot_ratio.observe(tpot_s / predicted.step_s)
 
 
-def _counter(
-    name: str, text: str, labels: Sequence[str], rows: Mapping[Labels, float]
-) -> CounterMetricFamily:
+def counter(name: str, text: str, labels: Sequence[str], rows: Mapping[Labels, float]) -> CounterMetricFamily:
+    """A counter family from label values and their counts."""
     family = CounterMetricFamily(name, text, labels=labels)
     for values, count in rows.items():
         family.add_metric(values, count)

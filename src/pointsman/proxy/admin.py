@@ -13,6 +13,7 @@ from pointsman.config import Admin as AdminSettings
 from pointsman.config import Endpoint as EndpointSettings
 from pointsman.config import Server, Settings, convert, redacted
 from pointsman.endpoints.pool import Member, Pool
+from pointsman.endpoints.spending import KWH_J
 from pointsman.endpoints.target import targets_of
 from pointsman.errors import (
     BadRequest,
@@ -192,8 +193,30 @@ class Admin:
                 "prefix_caching": metrics.prefix_caching,
                 "loras_active": sorted(metrics.loras_active),
             },
+            "cost": self._cost(member),
             "learned": _rounded(self._learned([endpoint]).get(endpoint.name)),
         }
+
+    def _cost(self, member: Member) -> dict[str, float | None] | None:
+        """Price and power since it joined, and our output tokens for them; None where neither is known."""
+        spending = member.spending
+        if not (spending.price_per_hour or spending.draw):
+            return None
+        spending.advance(self.clock())
+        tokens, kwh = self._telemetry.output_tokens(member.endpoint.name), spending.energy_j / KWH_J
+        return {
+            "price_per_hour": spending.price_per_hour or None,
+            "watts": spending.draw or None,
+            "spent": _digits(spending.spent) if spending.price_per_hour else None,
+            "kwh": _digits(kwh) if spending.draw else None,
+            "output_tokens": tokens,
+            "output_tokens_per_unit": _digits(tokens / spending.spent) if spending.spent else None,
+            "output_tokens_per_kwh": _digits(tokens / kwh) if kwh else None,
+        }
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def _rounded(learned: Learned | None) -> dict[str, float | None] | None:
@@ -201,7 +224,7 @@ def _rounded(learned: Learned | None) -> dict[str, float | None] | None:
     if learned is None:
         return None
     fields: dict[str, float | None] = msgspec.to_builtins(learned)
-    return {name: float(f"{x:.4g}") if isinstance(x, float) else x for name, x in fields.items()}
+    return {name: _digits(x) if isinstance(x, float) else x for name, x in fields.items()}
 
 
 async def _as_task(work: Awaitable[None]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TextIO
@@ -16,11 +16,11 @@ from prometheus_client.metrics_core import Metric
 from pointsman.config import Settings, read_text
 from pointsman.endpoints.discovery.watch import Discovery
 from pointsman.endpoints.metrics.scraper import Scraper
-from pointsman.endpoints.pool import Pool
+from pointsman.endpoints.pool import Member, Pool
 from pointsman.errors import SettingsError
 from pointsman.observability.access_log import AccessLog
 from pointsman.observability.decisions import DecisionRing
-from pointsman.observability.telemetry import Telemetry, gauge
+from pointsman.observability.telemetry import Telemetry, counter, gauge
 from pointsman.prefix.approximate import PrefixIndex
 from pointsman.prefix.follow import follow
 from pointsman.proxy.admin import Admin
@@ -52,7 +52,7 @@ class Application:
 
     def __init__(self, settings: Settings, clock: Clock = time.monotonic, out: TextIO | None = None) -> None:
         self.settings = settings
-        self.pool = Pool(clock, settings.breaker)
+        self.pool = Pool(clock, settings.breaker, settings.running_costs)
         self.index = PrefixIndex(
             max_bytes=settings.prefix.max_bytes, max_prefix_tokens=settings.prefix.max_prefix_tokens
         )
@@ -160,8 +160,41 @@ class Application:
             [((), self.index.used_bytes)],
         )
         yield gauge(
+        yield from self._spending(members)
             "pointsman_prefix_index_blocks",
             "Blocks indexed for the endpoint.",
             ("endpoint",),
             [(n, self.index.blocks(m.endpoint.slot)) for n, m in named],
+        )
+
+    def _spending(self, members: Sequence[Member]) -> Iterator[Metric]:
+        """Of endpoints whose price or draw is known."""
+        now_s = self.plane.clock()
+        for member in members:
+            member.spending.advance(now_s)
+        priced = [((m.endpoint.name,), m.spending) for m in members if m.spending.price_per_hour]
+        drawing = [((m.endpoint.name,), m.spending) for m in members if m.spending.draw]
+        yield gauge(
+            "pointsman_endpoint_price_per_hour",
+            "What the endpoint costs, in the currency of the settings.",
+            ("endpoint",),
+            [(n, spending.price_per_hour) for n, spending in priced],
+        )
+        yield gauge(
+            "pointsman_endpoint_watts",
+            "What the endpoint draws: as a page says, else as typed.",
+            ("endpoint",),
+            [(n, spending.draw) for n, spending in drawing],
+        )
+        yield counter(
+            "pointsman_endpoint_cost",
+            "Price of the time since the endpoint joined, in the currency of the settings.",
+            ("endpoint",),
+            {n: spending.spent for n, spending in priced},
+        )
+        yield counter(
+            "pointsman_endpoint_energy_joules",
+            "Drawn since the endpoint joined.",
+            ("endpoint",),
+            {n: spending.energy_j for n, spending in drawing},
         )

@@ -15,11 +15,13 @@ from typing import Any
 
 import msgspec
 
-from pointsman.config import MetricsSettings
+from pointsman.config import MetricsSettings, split_url
 from pointsman.endpoints.fetch import Fetcher, fetch
 from pointsman.endpoints.metrics.mapping import PageReader
+from pointsman.endpoints.metrics.power import PowerReader
 from pointsman.endpoints.metrics.source import PageSource
 from pointsman.endpoints.pool import Member, Pool
+from pointsman.endpoints.target import Target
 from pointsman.types import Clock, Endpoint
 
 log = logging.getLogger(__name__)
@@ -28,13 +30,27 @@ TICK_S = 0.01
 IDLE_TICK_S = 0.1
 DOWN_INTERVAL_S = 1.0
 MIN_MODELS_GAP_S = 1.0
+WATTS_INTERVAL_S = 5.0
+"""How often a page of power draw is read; exporters look at the cards seldom (dcgm-exporter: every 30 s)."""
+WATTS = "watts"
+"""The attribute under which llm-d's ``customMetrics`` may publish the draw."""
 PHASES = 16
 
 
 class _Watched:
     """What the scraper keeps of one endpoint."""
 
-    __slots__ = ("fetcher", "has_page", "models_at", "page_at", "reader", "up")
+    __slots__ = (
+        "fetcher",
+        "has_page",
+        "models_at",
+        "page_at",
+        "power",
+        "power_at",
+        "power_fetcher",
+        "reader",
+        "up",
+    )
 
     def __init__(self, fetcher: Fetcher | None, page_at: float) -> None:
         self.fetcher = fetcher
@@ -44,9 +60,19 @@ class _Watched:
         self.models_at = float("-inf")
         """The same for the model list."""
         self.reader: PageReader | None = None
+        self.power: PowerReader | None = None
+        """Of the draw, where an endpoint tells it."""
+        self.power_fetcher: Fetcher | None = None
+        """None where the draw is on the engine's own page, or nowhere."""
+        self.power_at = float("-inf")
         self.has_page = True
         self.up = False
         """It was reached when last looked at."""
+
+    def close(self) -> None:
+        for fetcher in (self.fetcher, self.power_fetcher):
+            if fetcher:
+                fetcher.close()
 
 
 class Scraper:
@@ -70,9 +96,7 @@ class Scraper:
 
     def _on_pool(self, event: str, endpoint: Endpoint) -> None:
         if event == "left" and endpoint.name in self._watched:
-            fetcher = self._watched.pop(endpoint.name).fetcher
-            if fetcher:
-                fetcher.close()
+            self._watched.pop(endpoint.name).close()
             if endpoint.name in self._lookups:
                 self._lookups.pop(endpoint.name).cancel()
 
@@ -83,8 +107,7 @@ class Scraper:
                 await asyncio.sleep(TICK_S if self.tick() else IDLE_TICK_S)
         finally:
             for watched in self._watched.values():
-                if watched.fetcher:
-                    watched.fetcher.close()
+                watched.close()
             for task in self._lookups.values():
                 task.cancel()
             if self._refresh:
@@ -101,6 +124,10 @@ class Scraper:
             if fetcher and not fetcher.busy and now >= self._page_due(member, watched, now, i):
                 watched.page_at = now
                 fetcher.get()
+            power = watched.power_fetcher
+            if power and not power.busy and now >= watched.power_at + WATTS_INTERVAL_S:
+                watched.power_at = now
+                power.get()
             if name not in self._lookups and now >= self._models_due(member, watched):
                 watched.models_at = now
                 self._look_up(member)
@@ -135,8 +162,30 @@ class Scraper:
             fetcher = Fetcher(target, url, url.prefix or "/", timeout_s, answer, source.access(target))
         # The first is due in a moment, each of a hundred neighbours in another.
         watched = _Watched(fetcher, now - DOWN_INTERVAL_S + i % 100 * TICK_S)
+        settings = target.settings
+        if settings.watts_url or settings.watts_metrics:
+            watched.power = PowerReader(settings.watts_metrics)
+        if settings.watts_url:
+            watched.power_fetcher = self._power_fetcher(target)
         self._watched[target.name] = watched
         return watched
+
+    def _power_fetcher(self, target: Target) -> Fetcher:
+        """The page is somebody else's: the endpoint's credentials are not for it."""
+        url = split_url(target.settings.watts_url, "endpoints.watts_url")
+        access = msgspec.structs.replace(target.settings, api_key="", api_key_env="", headers={})
+        answer = partial(self._on_power, target.name)
+        return Fetcher(target, url, url.prefix or "/", self._settings.timeout_s, answer, access)
+
+    def _on_power(self, name: str, status: int, body: bytes) -> None:
+        watched = self._watched.get(name)
+        if status == 200 and watched is not None:
+            self._read_power(name, watched, body)
+
+    def _read_power(self, name: str, watched: _Watched, page: bytes) -> None:
+        watts = watched.power.read(page) if watched.power else None
+        if watts is not None:
+            self._pool.learn_watts(name, watts)
 
     def _on_page(self, name: str, status: int, body: bytes) -> None:
         watched, member, source = self._watched.get(name), self._pool.members.get(name), self._source
@@ -161,6 +210,10 @@ class Scraper:
         if restarted:
             watched.models_at = float("-inf")
         self._pool.learn_metrics(name, watched.reader.engine.engine, metrics, restarted)
+        if WATTS in metrics.attributes:
+            self._pool.learn_watts(name, metrics.attributes[WATTS])
+        elif watched.power and not watched.power_fetcher:
+            self._read_power(name, watched, body)
 
     def _no_page(self, watched: _Watched, member: Member, why: str) -> None:
         """It answers, so it is up; we do without its metrics and ask seldom."""
