@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from pointsman import api
 from pointsman.endpoints.pool import Pool
 from pointsman.errors import BadRequest, ModelNotFound, NoEndpoints, PreconditionFailed, Saturated
+from pointsman.predictor.token_bytes import TokenBytes
 from pointsman.scheduling.scheduler import Scheduler
 from pointsman.types import Decision, InferenceRequest, Load, Outcome
 
@@ -100,6 +101,7 @@ class Router:
         """Names of the formats to read, ``passthrough`` for the others; None: all of them."""
         self._observers = tuple(observers)
         self._holders: OrderedDict[str, str] = OrderedDict()
+        self._token_bytes = TokenBytes()
 
     def format_of(self, path: str) -> api.Format:
         """How requests for ``path`` are read; ``BadRequest`` when no configured parser takes it."""
@@ -114,6 +116,7 @@ class Router:
     def open(self, request: InferenceRequest) -> Flight:
         """Admit and schedule. Raises what the client is to be told when it cannot be served."""
         endpoints = self.pool.candidates(request.model)
+        request = self._token_bytes.corrected(request)
         holder = None
         if request.state_id:
             holder = self._holders.get(request.state_id)
@@ -154,6 +157,7 @@ class Router:
         flight.release()
         decision = flight.decision
         decision.outcome = outcome
+        self._token_bytes.learn(flight.request, outcome)
         self._scheduler.finish(flight.request, decision, outcome)
         self.observe(flight.request, decision, outcome)
 

@@ -1,0 +1,44 @@
+"""One request's life, without a network."""
+
+from __future__ import annotations
+
+import random
+
+from pointsman.config import Endpoint
+from pointsman.endpoints.pool import Pool
+from pointsman.endpoints.target import targets_of
+from pointsman.prefix.approximate import PrefixIndex
+from pointsman.prefix.follow import follow
+from pointsman.router import Router
+from pointsman.scheduling.cycle import Services
+from pointsman.scheduling.presets import build_scheduler, load_policy
+from pointsman.testing import request
+from pointsman.types import Ending, Outcome, Usage
+
+TEXT = "x" * 8000
+
+
+def router(policy: str = "llm-d-affinity") -> Router:
+    """One over two endpoints."""
+    pool, index = Pool(lambda: 1.0), PrefixIndex()
+    follow(index, pool)
+    for port in (1, 2):
+        pool.apply(f"test {port}", targets_of(Endpoint(url=f"http://10.0.0.{port}:8000")))
+    services = Services(index, lambda: 1.0, random.Random(0))
+    return Router(pool, build_scheduler(load_policy(policy), services))
+
+
+def test_prompt_tokens_are_learned_from_what_engines_report_and_count_as_load() -> None:
+    given = router()
+    outcome = Outcome(ending=Ending.OK, status=200, usage=Usage(prompt_tokens=4000))
+    for i in range(30):
+        given.close(given.open(request(f"{i:4}{TEXT}")), outcome)
+    flight = given.open(request(TEXT))
+    assert 3900 < flight.request.prompt_tokens < 4010
+    assert flight.decision.prompt_tokens == flight.request.prompt_tokens
+    load = flight.decision.chosen.load
+    assert load.tokens == load.context_tokens == flight.request.prompt_tokens
+    given.close(flight, outcome)
+    assert (load.requests, load.tokens, load.context_tokens) == (0, 0, 0)
+    again = given.open(request(TEXT))
+    assert again.decision.matched_tokens > 3500
