@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pointsman.predictor.state import FitState, rounded
+
 Coefficients = tuple[float, float, float, float]
 """Seconds a step takes: in any case, for each sequence, for each token of context, for each token of
 prefill.
@@ -37,6 +39,25 @@ class StepFit:
         self._at_s = now_s
         self.weight_s = 0.0
         """Seconds of samples it stands on."""
+
+    @classmethod
+    def restored(cls, state: FitState, at_s: float) -> StepFit:
+        """The fit as it was at ``at_s``, which may be before the clock began."""
+        fit = cls(at_s)
+        upper = iter(state.gram)
+        for i in _SIZE:
+            for j in _SIZE[i:]:
+                fit._gram[i][j] = fit._gram[j][i] = next(upper)
+        fit._moment = list(state.moment)
+        fit.weight_s = state.weight_s
+        return fit
+
+    def state(self) -> FitState:
+        return FitState(
+            tuple(rounded(self._gram[i][j]) for i in _SIZE for j in _SIZE[i:]),
+            tuple(map(rounded, self._moment)),
+            rounded(self.weight_s),
+        )
 
     def age(self, now_s: float) -> None:
         """Let what was added before count for less."""

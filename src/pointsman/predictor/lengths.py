@@ -15,6 +15,7 @@ from functools import lru_cache
 
 from xxhash import xxh3_64_intdigest
 
+from pointsman.predictor.state import LengthsState, TableState, bins_state
 from pointsman.predictor.survival import EDGES, Table, exponential
 from pointsman.types import Ending, InferenceRequest, Outcome, Prediction
 
@@ -32,6 +33,11 @@ MAX_LEVELS = 512
 MAX_GROUPS = 1024
 MAX_BITS = 20
 """Limits above half a million are none."""
+KEPT_LEVELS = 32
+KEPT_GROUPS = 64
+"""Over a restart: those that stand on the most."""
+HALF_LIFE_S = 86_400.0
+"""Of confidence while nobody looks: what is asked for changes by the day, the speed of an engine sooner."""
 HEAD_BYTES = 256
 """Prompts that agree so far begin alike: the chat's frame and the first lines of a system prompt."""
 TENANT_HEADERS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
@@ -89,6 +95,30 @@ class Lengths:
             if given >= 1:
                 self.left(request, given)
 
+    def state(self) -> LengthsState:
+        """What is kept over a restart."""
+        levels = sorted(self.levels.items(), key=lambda item: item[1].weight)[-KEPT_LEVELS:]
+        known = {id(table): key for key, table in levels} | {id(self.pool): 0}
+        worth = sorted(self.groups.values(), key=lambda table: table.weight)[-KEPT_GROUPS:]
+        kept = {id(table) for table in worth if id(table.parent) in known}
+        groups = [(key, table) for key, table in self.groups.items() if id(table) in kept]
+        return LengthsState(
+            bins_state(self.pool.bins),
+            tuple(_state(key, known.get(id(table.parent), 0), table) for key, table in levels),
+            tuple(_state(key, known[id(table.parent)], table) for key, table in groups),
+        )
+
+    def restore(self, state: LengthsState, passed_s: float) -> None:
+        """Begin with what was known ``passed_s`` ago."""
+        kept = 0.5 ** (passed_s / HALF_LIFE_S)
+        self.pool.recall(state.pool, kept)
+        for each in sorted(state.levels, key=lambda each: each.parent != 0):  # models first
+            parent = self.levels.get(each.parent, self.pool)
+            self.levels[each.key] = _restored(each, parent, PRIOR, MEMORY, kept)
+        for each in state.groups:
+            parent = self.levels[each.parent]
+            self.groups[each.key] = _restored(each, parent, GROUP_PRIOR, GROUP_MEMORY, kept)
+
     def _given(self, request: InferenceRequest, outcome: Outcome, predicted: Prediction | None) -> float:
         """How many tokens there were when it was broken off: by the bytes of a stream, else by the time."""
         if request.stream and outcome.response_bytes:
@@ -127,6 +157,16 @@ class Lengths:
         else:
             groups.move_to_end(key)
         return found
+
+
+def _state(key: int, parent: int, table: Table) -> TableState:
+    return TableState(key, parent, table.limit, bins_state(table.bins))
+
+
+def _restored(state: TableState, parent: Table, prior: float, memory: float, kept: float) -> Table:
+    table = Table(parent, prior=prior, memory=memory, limit=state.limit)
+    table.recall(state.bins, kept)
+    return table
 
 
 def bits_of(request: InferenceRequest) -> int:

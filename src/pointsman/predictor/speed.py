@@ -11,13 +11,24 @@ siblings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import exp, log
 
 import msgspec
 
 from pointsman.predictor.drift import Drift
-from pointsman.predictor.fit import PRIOR, Coefficients, StepFit
+from pointsman.predictor.fit import HALF_LIFE_S, PRIOR, Coefficients, StepFit
+from pointsman.predictor.lengths import model_key
+from pointsman.predictor.remembered import IDLE_MEMORY_S, KV_TOLERANCE, Remembered
+from pointsman.predictor.state import (
+    MAX_KINDS,
+    MAX_MODELS,
+    FactorState,
+    KindState,
+    PrefillState,
+    SpeedsState,
+    rounded,
+)
 from pointsman.types import Endpoint
 
 SAMPLE_S = 0.25
@@ -29,14 +40,11 @@ PREFILL_SAMPLE_S = 2.0
 FACTOR_MEMORY_S = 6.0
 FACTOR_PRIOR_S = 1.0
 """An endpoint is believed to be like its siblings as if that had been seen for so long."""
-IDLE_MEMORY_S = 60.0
-"""In which an endpoint that shows nothing becomes like its siblings again: it may have recovered."""
-KV_TOLERANCE = 0.03
-"""KV caches of a kind differ by so much at most: what is left of a card's memory is never quite the same."""
 PREFILL_MEMORY_TOKENS = 100_000
 PREFILL_PRIOR_TOKENS = 3_000
 LEAST_AHEAD_TOKENS = 500
 """Shorter prompts say more of steps than of prefill."""
+POOL_PREFILL_TOKENS = 6000.0
 MAX_FACTOR = 5.0
 STEPS_BEFORE_PREFILL = 1.5
 """A request waits for half of the step under way on average, and its own first token takes one."""
@@ -58,6 +66,9 @@ class Prefill:
         kept = 0.5 ** (tokens / PREFILL_MEMORY_TOKENS)
         self.seconds = self.seconds * kept + seconds
         self.tokens = self.tokens * kept + tokens
+
+    def state(self) -> PrefillState:
+        return PrefillState(rounded(self.seconds), rounded(self.tokens))
 
     def token_s(self, prior_s: float) -> float:
         return (self.seconds + prior_s * PREFILL_PRIOR_TOKENS) / (self.tokens + PREFILL_PRIOR_TOKENS)
@@ -96,6 +107,18 @@ class Kind:
             and self.engine == endpoint.engine
             and self.block_tokens == metrics.block_tokens
             and abs(self.kv_blocks - metrics.kv_blocks) <= KV_TOLERANCE * self.kv_blocks
+        )
+
+    def state(self, endpoints: Iterable[Endpoint]) -> KindState:
+        """``endpoints`` are its own."""
+        models = {model_key(model) for e in endpoints for model in e.models or ()}
+        return KindState(
+            engine=self.engine,
+            block_tokens=self.block_tokens,
+            kv_blocks=self.kv_blocks,
+            models=tuple(sorted(models)[:MAX_MODELS]),
+            fit=self.fit.state(),
+            prefill=self.prefill.state(),
         )
 
 
@@ -227,6 +250,16 @@ class Speed:
             self._drift_weight_s *= kept
             self._set_factor()
 
+    def state(self, name: str, kind: int) -> FactorState:
+        return FactorState(
+            name, kind, rounded(self._drift), rounded(self._drift_weight_s), rounded(self.said)
+        )
+
+    def recall(self, factor: FactorState) -> None:
+        """It differed so from its siblings."""
+        self._drift, self._drift_weight_s, self.said = factor.drift, factor.drift_weight_s, factor.said
+        self._set_factor()
+
     def _set_factor(self) -> None:
         self.log_factor = self._drift / (self._drift_weight_s + FACTOR_PRIOR_S)
         self.scale = exp(self.log_factor)
@@ -240,7 +273,8 @@ class Speeds:
         self._names: dict[int, str] = {}
         self._kinds: list[Kind] = []
         self._pool: StepFit | None = None
-        self._pool_prefill = Prefill(0.5, 6000.0)
+        self._pool_prefill = Prefill(0.5, POOL_PREFILL_TOKENS)
+        self._remembered: Remembered | None = None
         self._best_base_s = PRIOR[0]
         self._drift = Drift()
 
@@ -257,6 +291,36 @@ class Speeds:
         """Seconds for an uncached prompt token."""
         speed = self.by_slot[slot]
         return speed.scale * speed.kind.prefill.token_s(self.prefill_prior_s)
+
+    def state(self, endpoints: Iterable[Endpoint], now_s: float) -> SpeedsState | None:
+        """What is known of these endpoints, to be kept over a restart; None before anything is."""
+        if self._pool is None:
+            return None
+        members: dict[Kind, list[Endpoint]] = {}
+        for endpoint in endpoints:
+            if self._names.get(endpoint.slot) == endpoint.name:
+                members.setdefault(self.by_slot[endpoint.slot].kind, []).append(endpoint)
+        known = sorted(members, key=lambda kind: kind.fit.weight_s, reverse=True)[:MAX_KINDS]
+        kinds = [kind.state(members[kind]) for kind in known]
+        factors = [
+            self.by_slot[e.slot].state(e.name, i) for i, kind in enumerate(known) for e in members[kind]
+        ]
+        if self._remembered is not None:
+            more, their_factors = self._remembered.rest(len(kinds), now_s)
+            kinds += more
+            factors += their_factors
+        return SpeedsState(self._pool.state(), self._pool_prefill.state(), tuple(kinds), tuple(factors))
+
+    def restore(self, state: SpeedsState, at_s: float, now_s: float) -> None:
+        """Begin with what was known at ``at_s``, the less the longer ago that is."""
+        pool = self._pool = StepFit.restored(state.pool, at_s)
+        pool.age(now_s)
+        pool.solve(PRIOR)
+        kept = 0.5 ** ((now_s - at_s) / HALF_LIFE_S)
+        prefill = state.prefill
+        kept = min(1.0, max(kept, POOL_PREFILL_TOKENS / prefill.tokens))
+        self._pool_prefill = Prefill(prefill.seconds * kept, prefill.tokens * kept)
+        self._remembered = Remembered(state, at_s)
 
     def refresh(self, endpoints: Sequence[Endpoint], now_s: float, contexts: Sequence[float]) -> None:
         """Take a sample of each; ``contexts`` are the tokens of context believed to be decoding there."""
@@ -290,9 +354,20 @@ class Speeds:
             if kind is None:
                 kind = Kind(endpoint, now_s, self._prior())
                 self._kinds.append(kind)
+                self._recall_kind(kind, endpoint, now_s)
             speed = self.by_slot[slot] = Speed(kind, endpoint, now_s)
             self._names[slot] = endpoint.name
+            factor = self._remembered.factor(endpoint, now_s) if self._remembered else None
+            if factor is not None:
+                speed.recall(factor)
         return speed
+
+    def _recall_kind(self, kind: Kind, endpoint: Endpoint, now_s: float) -> None:
+        found = self._remembered.kind(endpoint, now_s) if self._remembered else None
+        if found is not None:
+            kind.fit, prefill = found
+            kind.fit.solve(self._prior())
+            kind.prefill = Prefill(prefill.seconds, prefill.tokens)
 
     def _same(self, kind: Kind, endpoint: Endpoint) -> bool:
         return kind.takes(endpoint) or not (kind.kv_blocks or endpoint.metrics.kv_blocks)

@@ -127,15 +127,15 @@ class Table:
     """
 
     __slots__ = (
-        "_limit",
         "_memory",
         "_new",
-        "_parent",
         "_prior",
         "bins",
         "curve",
+        "limit",
         "mean",
         "of_a_token",
+        "parent",
         "weight",
     )
 
@@ -153,17 +153,17 @@ class Table:
         self.bins: dict[int, Bin] = {}
         self.weight = 0.0
         """Answers it stands on."""
-        self._parent = parent
+        self.parent = parent
         self._prior = prior
         self._memory = memory
-        self._limit = limit
+        self.limit = limit
         self._new = 0.0
         self.draw()
 
     def ended(self, tokens: float) -> None:
         """An answer ended after so many."""
         found = self._bin(tokens)
-        self._limit = max(self._limit, tokens)
+        self.limit = max(self.limit, tokens)
         found.ended += 1.0
         found.tokens += tokens
         found.squares += tokens * tokens
@@ -176,6 +176,13 @@ class Table:
         found.left += 1.0
         found.passed += min(1.0, (tokens - EDGES[k]) / (EDGES[k + 1] - EDGES[k]))
         self._added()
+
+    def recall(self, bins: dict[int, Bin], kept: float) -> None:
+        """So it was; ``kept`` is the share of confidence that is left."""
+        self.bins = bins
+        self.weight = sum(found.ended + found.left for found in bins.values())
+        self.scale(kept)
+        self.draw()
 
     def survival(self, tokens: float) -> float:
         return self.curve.survival(tokens)
@@ -214,7 +221,7 @@ class Table:
     def draw(self) -> None:
         """Bring the curve up to date."""
         self._new = 0.0
-        parent = self._parent if isinstance(self._parent, Curve) else self._parent.curve
+        parent = self.parent if isinstance(self.parent, Curve) else self.parent.curve
         prior, bins = self._prior, self.bins
         hazards, means, variances = parent.hazards[:], parent.means[:], parent.variances[:]
         came = 0.0  # to the end of bin k
@@ -231,7 +238,7 @@ class Table:
                 square = found.squares + before * (variances[k] + means[k] * means[k])
                 means[k] = (found.tokens + before * means[k]) / ends
                 variances[k] = max(0.0, square / ends - means[k] * means[k])
-        self.curve = Curve(hazards, means, variances, self._limit)
+        self.curve = Curve(hazards, means, variances, self.limit)
         self.mean, self.of_a_token = self.curve.mean, self.curve.of_a_token
 
 
