@@ -4,7 +4,7 @@ import pytest
 
 from pointsman.bench.client import Record
 from pointsman.bench.histogram import percentiles
-from pointsman.bench.report import Slo, is_good, steady_tok_s, summarise, tpot_s
+from pointsman.bench.report import Bill, Slo, is_good, steady_tok_s, summarise, tpot_s
 from pointsman.bench.stream import Gaps
 from pointsman.types import Usage
 
@@ -93,6 +93,15 @@ def test_goodput_counts_requests_within_both_limits_among_all():
     assert found.within_slo == 0.25
     assert found.goodput == pytest.approx(1 / 10.2)
     assert stage(quick).goodput is None
+
+
+def test_tokens_for_what_the_makespan_costs():
+    bill = Bill(price_per_hour=7.2, watts=1000.0)
+    found = stage(record(), record(), bill=bill)
+    assert found.tokens_per_unit == pytest.approx(22 / (2 * 7.2 / 3600))
+    assert found.tokens_per_kwh == pytest.approx(22 / (2 * 1000 / 3.6e6))
+    without = stage(record())
+    assert (without.tokens_per_unit, without.tokens_per_kwh) == (None, None)
 
 
 def test_requests_are_counted_by_the_endpoint_that_answered():

@@ -4,7 +4,7 @@ import pytest
 
 from pointsman.bench.client import Record
 from pointsman.bench.plot import check_plot, plot
-from pointsman.bench.report import Slo, summarise
+from pointsman.bench.report import Bill, Slo, summarise
 from pointsman.bench.stream import Gaps
 from pointsman.bench.table import bars, columns, remarks, seconds, stages_table
 from pointsman.errors import SettingsError
@@ -36,6 +36,14 @@ def test_the_table_has_a_line_a_stage_and_goodput_when_asked():
     lines = stages_table([plain, with_slo]).split("\n")
     assert [line.split("  ")[0] for line in lines[1:]] == ["rate 5", "rate 6"]
     assert "goodput" in lines[0]
+
+
+def test_what_tokens_cost_is_shown_when_told():
+    records = [Record(due_s=0, sent_s=0, first_s=1, last_s=2, end_s=2, events=5)]
+    head, line = stages_table([summarise("rate 5", records, Gaps(), bill=Bill(1.8, 100.0))]).split("\n")
+    assert head.split()[-2:] == ["tok/unit", "tok/kWh"]
+    assert line.split()[-2:] == ["5,000", "90,000"]
+    assert "tok/unit" not in stages_table([summarise("rate 5", records, Gaps())])
 
 
 def test_remarks_name_failures_and_endpoints():

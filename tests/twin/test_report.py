@@ -116,6 +116,55 @@ def test_shares_and_use_by_endpoint_and_by_accelerator() -> None:
     assert (found.preemptions, found.kv_usage_max) == (3, 0.5)
 
 
+PRICED = (
+    server("a", price_per_hour=3.0, watts=1000.0),
+    server("b", price_per_hour=1.0, watts=500.0),
+)
+
+
+def test_tokens_for_a_unit_and_a_kilowatt_hour_count_all_endpoints_or_those_at_work() -> None:
+    later = {"due_s": 1.0, "sent_s": 1.0, "first_s": 1.5, "last_s": 2.0, "end_s": 2.0}
+    much_later = {"due_s": 9.0, "sent_s": 9.0, "first_s": 9.5, "last_s": 10.0, "end_s": 10.0}
+    found = of(served(), served(**later), served(**much_later), servers=PRICED)
+    tokens = 33  # in ten seconds, in three of which a had requests and b never
+    assert found.tokens_per_unit == pytest.approx(tokens / (4.0 * 10 / 3600))
+    assert found.tokens_per_kwh == pytest.approx(tokens / (1.5 * 10 / 3600))
+    assert found.working_tokens_per_unit == pytest.approx(tokens / (3.0 * 3 / 3600))
+    assert found.working_tokens_per_kwh == pytest.approx(tokens / (1.0 * 3 / 3600))
+    assert (found.parts["a"].working, found.parts["b"].working) == (pytest.approx(0.3), 0.0)
+    assert found.accelerators["h100-nvl"].working == pytest.approx(0.15)
+
+
+def test_where_one_endpoint_has_no_price_nobody_knows_what_a_token_costs() -> None:
+    found = of(served(), servers=(server("a", price_per_hour=3.0, watts=1000.0), server("b", watts=500.0)))
+    assert (found.tokens_per_unit, found.working_tokens_per_unit) == (None, None)
+    assert found.tokens_per_kwh is not None
+    assert found.working_tokens_per_kwh is not None
+
+
+def test_where_a_class_went_and_what_it_got() -> None:
+    servers = (server("a", "h100-nvl"), server("b", "gaudi3"))
+    chat, batch = {"slo_class": "chat"}, {"slo_class": "batch"}
+    found = of(served("a", **chat), served("a", **batch), served("b", **batch), servers=servers)
+    assert found.classes["chat"].request_shares == {"h100-nvl": 1.0, "gaudi3": 0.0}
+    assert found.classes["batch"].request_shares == {"h100-nvl": 0.5, "gaudi3": 0.5}
+    assert found.classes["batch"].output_tok_s == pytest.approx(22 / 1.5)
+
+
+def test_costs_have_a_table_where_the_scenario_has_prices_or_watts() -> None:
+    def table(**costs: float) -> str:
+        engines = (FleetItem(accelerator="gaudi3", count=2, **costs),)  # type: ignore[arg-type]
+        scenario = Scenario(engines=engines, stages=(Load(rate=2, requests=6),), warm_up_stages=0)
+        task = Task(scenario=scenario, policy=policy("random"), seed=0)
+        return comparison(summarise_runs([simulate(task)]))
+
+    assert "what it cost" not in table()
+    assert re.search(
+        r"what it cost +tok/kWh +at work +gaudi3 at work\nrandom +[\d,]+ +[\d,]+ +[\d.]+%", table(watts=900)
+    )
+    assert "tok/unit" in table(price_per_hour=1.5)
+
+
 def test_failures_by_kind() -> None:
     found = of(
         served(),
@@ -170,7 +219,7 @@ def test_a_summary_has_the_mean_of_each_number() -> None:
         ("round-robin", "rate 20"), ("random", "rate 20"), ("round-robin", "rate 40"), ("random", "rate 40"),
     ]  # fmt: skip
     last = summaries[-1]
-    assert set(last.figures) == set(METRICS)
+    assert set(last.figures) == {name for name in METRICS if "tokens_per" not in name}, "SMALL has no prices"
     for name, found in last.figures.items():
         values = [metric(run.stages[1], name) for run in runs[2:]]
         assert found.mean == pytest.approx(sum(values) / 2), name

@@ -27,6 +27,27 @@ class Slo(msgspec.Struct, frozen=True):
 NO_SLO = Slo()
 
 
+class Bill(msgspec.Struct, frozen=True):
+    """What the endpoints together cost and draw while they are there; 0.0 where that is not known."""
+
+    price_per_hour: float = 0.0
+    """In any currency."""
+    watts: float = 0.0
+
+    def tokens_per_unit(self, tokens: float, seconds: float) -> float | None:
+        """Tokens for one unit of the currency; None where no price is known."""
+        spent = self.price_per_hour * seconds / 3600
+        return tokens / spent if spent else None
+
+    def tokens_per_kwh(self, tokens: float, seconds: float) -> float | None:
+        """Tokens for one kilowatt-hour; None where no draw is known."""
+        kwh = self.watts * seconds / 3.6e6
+        return tokens / kwh if kwh else None
+
+
+NO_BILL = Bill()
+
+
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of one stage. None where nothing told."""
 
@@ -72,6 +93,10 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """Share of all requests, failed ones included, that kept the SLO."""
     goodput: float | None
     """Requests within the SLO a second of makespan."""
+    tokens_per_unit: float | None
+    """Output tokens of successful requests for each currency unit that the makespan costs."""
+    tokens_per_kwh: float | None
+    """The same for each kilowatt-hour drawn."""
     endpoints: Mapping[str, int]
     """Requests by endpoint, where the response says."""
 
@@ -123,6 +148,7 @@ def summarise(
     gaps: Gaps,
     slo: Slo = NO_SLO,
     *,
+    bill: Bill = NO_BILL,
     rate: float | None = None,
     mergeable: bool = True,
 ) -> Stage:
@@ -166,6 +192,8 @@ def summarise(
         late=spread(r.sent_s - r.due_s for r in records),
         within_slo=None if good is None else good / len(records),
         goodput=None if good is None else _per_s(good, makespan_s),
+        tokens_per_unit=bill.tokens_per_unit(output_tokens, makespan_s),
+        tokens_per_kwh=bill.tokens_per_kwh(output_tokens, makespan_s),
         endpoints=dict(sorted(Counter(r.endpoint for r in records if r.endpoint).items())),
     )
 

@@ -16,7 +16,7 @@ from pointsman.bench.client import Client, Record
 from pointsman.bench.connection import room_for
 from pointsman.bench.load import OnRecord, Send, closed_loop, open_loop
 from pointsman.bench.pace import Arrivals, Pace, due_times
-from pointsman.bench.report import NO_SLO, Slo, Stage, summarise
+from pointsman.bench.report import NO_BILL, NO_SLO, Bill, Slo, Stage, summarise
 from pointsman.bench.stream import Gaps
 from pointsman.bench.workloads import Call, Workload
 
@@ -76,6 +76,7 @@ class Bench:
         *,
         seed: int = 0,
         slo: Slo = NO_SLO,
+        bill: Bill = NO_BILL,
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._client = client
@@ -83,6 +84,7 @@ class Bench:
         self._rng = random.Random(f"arrivals {seed}")
         self._pace = pace
         self._slo = slo
+        self._bill = bill
         self._on_progress = on_progress
         self.stages: list[Stage] = []
 
@@ -123,7 +125,9 @@ class Bench:
             shown.cancel()
             await asyncio.wait([shown])
             if records:
-                self.stages.append(summarise(load.name, records, gaps, self._slo, rate=load.rate))
+                self.stages.append(
+                    summarise(load.name, records, gaps, self._slo, bill=self._bill, rate=load.rate)
+                )
 
     async def _open(self, load: Load, send: Send, on_record: OnRecord) -> None:
         if load.rate is None:

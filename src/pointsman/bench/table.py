@@ -78,6 +78,10 @@ def stages_table(stages: Sequence[Stage]) -> str:
     shown = list(_COLUMNS)
     if any(stage.goodput is not None for stage in stages):
         shown += [("within SLO", lambda s: share(s.within_slo)), ("goodput", lambda s: count(s.goodput))]
+    if any(stage.tokens_per_unit is not None for stage in stages):
+        shown.append(("tok/unit", lambda s: count(s.tokens_per_unit)))
+    if any(stage.tokens_per_kwh is not None for stage in stages):
+        shown.append(("tok/kWh", lambda s: count(s.tokens_per_kwh)))
     return columns([[title for title, _ in shown], *([cell(s) for _, cell in shown] for s in stages)])
 
 

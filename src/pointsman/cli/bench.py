@@ -87,6 +87,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = out.add_argument
     add("--slo-ttft", type=float, metavar="S", help="a good request's first token comes within S seconds")
     add("--slo-tpot", type=float, metavar="S", help="and its further tokens take at most S seconds each")
+    add(
+        "--price-per-hour",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="of all endpoints: report tokens per unit",
+    )
+    add(
+        "--watts", type=float, default=0.0, metavar="W", help="that all endpoints draw: report tokens per kWh"
+    )
     add("--json", metavar="FILE", help="write all figures; - is standard output instead of the table")
     add("--plot", metavar="FILE", help="write a chart, .svg or .png")
 
@@ -194,7 +204,7 @@ async def _bench(args: argparse.Namespace, loads: list[Load], workload: AnyWorkl
     from pointsman.bench.busy import Watch
     from pointsman.bench.client import Client
     from pointsman.bench.pace import Pace
-    from pointsman.bench.report import Slo
+    from pointsman.bench.report import Bill, Slo
     from pointsman.bench.run import Bench, result
 
     pace = Pace(time.perf_counter, args.speed)
@@ -205,7 +215,8 @@ async def _bench(args: argparse.Namespace, loads: list[Load], workload: AnyWorkl
         print(f"{args.url}: model {model}, workload {args.workload}, seed {args.seed}", file=sys.stderr)
         slo = Slo(args.slo_ttft, args.slo_tpot)
         shown = _Shown()
-        bench = Bench(client, workload, pace, seed=args.seed, slo=slo, on_progress=shown)
+        bill = Bill(args.price_per_hour, args.watts)
+        bench = Bench(client, workload, pace, seed=args.seed, slo=slo, bill=bill, on_progress=shown)
         async with Watch(time.perf_counter, time.process_time) as watch:
             try:
                 for load in loads:

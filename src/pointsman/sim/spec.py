@@ -52,6 +52,10 @@ class EngineSpec(Variants, frozen=True, kw_only=True, omit_defaults=False):
     labels: Mapping[str, str] = {}
     weight: Annotated[float, Meta(gt=0)] = 1.0
     """As the router's endpoints have it, where the simulation makes them."""
+    price_per_hour: Annotated[float, Meta(ge=0)] = 0.0
+    """What it costs, in any currency, the same for all; 0: not told."""
+    watts: Annotated[float, Meta(ge=0)] = 0.0
+    """What it draws, whatever it does; 0: not told."""
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ _NUMBERS = (
     *("within_slo", "goodput", "prefix_hit_rate", "prediction_error_tokens", "copies_per_prefix"),
     *("kv_usage_mean", "kv_usage_max", "preemptions", "refused", "timeouts", "retried"),
 )
+    *("tokens_per_unit", "tokens_per_kwh", "working_tokens_per_unit", "working_tokens_per_kwh"),
 METRICS: Mapping[str, tuple[str, ...]] = {
     **{name: (name,) for name in _NUMBERS},
     **{
@@ -65,6 +66,7 @@ class PartSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 class ClassSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The requests of one SLO class; times are None where no seed answered any."""
+    working: Mean
 
     requests: Mean
     within_slo: Mean
@@ -73,6 +75,9 @@ class ClassSummary(msgspec.Struct, frozen=True, kw_only=True):
     ttft_p99_s: Mean | None
     tpot_p99_s: Mean | None
 
+    output_tok_s: Mean
+    request_shares: Mapping[str, Mean]
+    """By accelerator."""
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """One stage under one policy, all seeds together."""
@@ -169,3 +174,7 @@ def _created(path: str) -> BinaryIO:
         return Path(path).open("wb")
     except OSError as exc:
         raise SettingsError(f"--decisions: {path}: {exc.strerror}") from exc
+        output_tok_s=mean_of([s.output_tok_s for s in seeds]),
+        request_shares={
+            name: mean_of([s.request_shares[name] for s in seeds]) for name in seeds[0].request_shares
+        },

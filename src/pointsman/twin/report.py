@@ -6,14 +6,15 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
+from operator import mul
 from statistics import fmean
 
 import msgspec
 from msgspec import structs
 
 from pointsman.bench.histogram import Percentiles, percentiles
-from pointsman.bench.report import Slo, Stage, is_good, summarise, tpot_s
+from pointsman.bench.report import Bill, Slo, Stage, is_good, summarise, tpot_s
 from pointsman.bench.stream import Gaps
 from pointsman.twin.gateway import Served
 from pointsman.twin.run import ServerFigures, StageRun
@@ -30,6 +31,10 @@ class SloClass(msgspec.Struct, frozen=True, kw_only=True):
     """Share of them, failed ones included, that kept their class' SLO."""
     goodput: float
     """Those a second of makespan."""
+    output_tok_s: float
+    """Output tokens of those that ended well, by makespan of the stage."""
+    request_shares: Mapping[str, float]
+    """By accelerator."""
     ttft: Percentiles | None
     tpot: Percentiles | None
 
@@ -52,6 +57,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int
     refused: int
     """Times it answered 503 because its queue was full."""
+    working: float
+    """Share of the makespan in which it had requests; the mean of several."""
 
 
 class Figures(Stage, frozen=True, kw_only=True):
@@ -76,6 +83,11 @@ class Figures(Stage, frozen=True, kw_only=True):
     """Requests whose client gave up."""
     retried: int
     """Requests that were sent to more than one endpoint."""
+    working_tokens_per_unit: float | None
+    """Output tokens for each currency unit when an endpoint costs only while it has requests: when the others
+    can be given back.
+    """
+    working_tokens_per_kwh: float | None
     classes: Mapping[str, SloClass]
     """By name; requests without a class are under ``""``."""
     accelerators: Mapping[str, Part]
@@ -105,13 +117,20 @@ def figures(stage: StageRun, slo_of: Callable[[str], Slo]) -> Figures:
     """The figures of a stage, each class judged by ``slo_of(class)``, which is asked once a class."""
     slo_of = cache(slo_of)
     records = stage.records
-    seen = summarise(stage.load.name, records, Gaps(), rate=stage.load.rate, mergeable=False)
+    seen = summarise(
+        stage.load.name, records, Gaps(), bill=_bill(stage.servers), rate=stage.load.rate, mergeable=False
+    )
+    working = _working(records)
+    working_s = [working.get(server.name, 0.0) for server in stage.servers]
+    at_work = _bill(stage.servers, working_s)
     good = [is_good(record, slo_of(record.slo_class)) for record in records]
     answered = [record for record in records if not record.error]
     errors = [
         abs(r.matched_tokens - r.usage.cached_tokens) for r in answered if r.usage.cached_tokens is not None
     ]
-    parts = _parts(stage.servers, records, by=lambda server: server.name)
+    part = partial(_parts, records=records, working=working, makespan_s=seen.makespan_s)
+    parts = part(stage.servers, by=lambda server: server.name)
+    accelerators = {server.name: server.accelerator for server in stage.servers}
     own = structs.asdict(seen) | {
         "prefix_hit_rate": _hit_rate(stage.servers),
         "within_slo": sum(good) / len(records),
@@ -128,13 +147,41 @@ def figures(stage: StageRun, slo_of: Callable[[str], Slo]) -> Figures:
         refused=sum(record.status in REFUSALS for record in records),
         timeouts=seen.errors.get("timeout", 0),
         retried=sum(record.tries > 1 for record in records),
-        classes=_classes(records, good, seen.makespan_s),
-        accelerators=_parts(stage.servers, records, by=lambda server: server.accelerator),
+        working_tokens_per_unit=at_work.tokens_per_unit(seen.output_tokens, 1.0),
+        working_tokens_per_kwh=at_work.tokens_per_kwh(seen.output_tokens, 1.0),
+        classes=_classes(records, good, seen.makespan_s, accelerators),
+        accelerators=part(stage.servers, by=lambda server: server.accelerator),
         parts=parts,
     )
 
 
-def _classes(records: Sequence[Served], good: Sequence[bool], makespan_s: float) -> dict[str, SloClass]:
+def _bill(servers: Sequence[ServerFigures], seconds: Sequence[float] = ()) -> Bill:
+    """What they cost and draw together, each times its ``seconds`` where these are given; a figure that one
+    of them lacks is not known.
+    """
+    times = seconds or [1.0] * len(servers)
+    prices, watts = [s.price_per_hour for s in servers], [s.watts for s in servers]
+    return Bill(
+        sum(map(mul, prices, times)) if all(prices) else 0.0,
+        sum(map(mul, watts, times)) if all(watts) else 0.0,
+    )
+
+
+def _working(records: Sequence[Served]) -> dict[str, float]:
+    """Seconds in which an endpoint had requests that ended there."""
+    until: dict[str, float] = {}
+    found: defaultdict[str, float] = defaultdict(float)
+    for record in sorted(records, key=lambda record: record.sent_s):
+        name, start_s = record.endpoint, max(record.sent_s, until.get(record.endpoint, 0.0))
+        if record.end_s > start_s:
+            found[name] += record.end_s - start_s
+            until[name] = record.end_s
+    return dict(found)
+
+
+def _classes(
+    records: Sequence[Served], good: Sequence[bool], makespan_s: float, accelerators: Mapping[str, str]
+) -> dict[str, SloClass]:
     groups: defaultdict[str, list[tuple[Served, bool]]] = defaultdict(list)
     for record, fine in zip(records, good, strict=True):
         groups[record.slo_class].append((record, fine))
@@ -142,10 +189,13 @@ def _classes(records: Sequence[Served], good: Sequence[bool], makespan_s: float)
     for name, group in sorted(groups.items()):
         kept = sum(fine for _, fine in group)
         ok = [record for record, _ in group if not record.error]
+        served = Counter(accelerators[r.endpoint] for r, _ in group if r.endpoint in accelerators)
         found[name] = SloClass(
             requests=len(group),
             within_slo=kept / len(group),
             goodput=_per_s(kept, makespan_s),
+            output_tok_s=_per_s(sum(r.usage.output_tokens or 0 for r in ok), makespan_s),
+            request_shares={name: served[name] / len(group) for name in dict.fromkeys(accelerators.values())},
             ttft=percentiles((r.first_s - r.due_s for r in ok), mergeable=False),
             tpot=percentiles((t for r in ok if (t := tpot_s(r)) is not None), mergeable=False),
         )
@@ -153,7 +203,11 @@ def _classes(records: Sequence[Served], good: Sequence[bool], makespan_s: float)
 
 
 def _parts(
-    servers: Sequence[ServerFigures], records: Sequence[Served], by: Callable[[ServerFigures], str]
+    servers: Sequence[ServerFigures],
+    records: Sequence[Served],
+    working: Mapping[str, float],
+    makespan_s: float,
+    by: Callable[[ServerFigures], str],
 ) -> dict[str, Part]:
     requests = Counter(record.endpoint for record in records)
     output = max(1, sum(server.output_tokens for server in servers))
@@ -174,6 +228,7 @@ def _parts(
             kv_usage_max=max(server.kv_usage_max for server in group),
             preemptions=sum(server.preemptions for server in group),
             refused=sum(server.refused for server in group),
+            working=_per_s(fmean(working.get(server.name, 0.0) for server in group), makespan_s),
         )
     return found
 

@@ -52,6 +52,9 @@ class ServerFigures(msgspec.Struct, frozen=True, kw_only=True):
     kv_usage_mean: float
     kv_usage_max: float
     """As scraped while it had requests."""
+    price_per_hour: float = 0.0
+    watts: float = 0.0
+    """As the scenario says; 0.0 where it does not."""
 
 
 class StageRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,12 +164,19 @@ class Simulation:
             kv_usage_mean=mean,
             kv_usage_max=most,
         )
+            price_per_hour=server.spec.price_per_hour,
+            watts=server.spec.watts,
 
     # the fleet
 
     def _join(self, spec: EngineSpec) -> None:
         settings = EndpointSettings(
-            url=f"http://{spec.name}:8000", name=spec.name, labels=spec.labels, weight=spec.weight
+            url=f"http://{spec.name}:8000",
+            name=spec.name,
+            labels=spec.labels,
+            weight=spec.weight,
+            price_per_hour=spec.price_per_hour,
+            watts=spec.watts,
         )
         (target,) = targets_of(settings)
         self.pool.add(target, "scenario")

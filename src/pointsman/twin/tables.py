@@ -69,6 +69,15 @@ _FLEET: tuple[tuple[str, Cell], ...] = (
 )
 
 
+_COSTS: tuple[tuple[str, str], ...] = (
+    ("tok/unit", "tokens_per_unit"),
+    ("at work", "working_tokens_per_unit"),
+    ("tok/kWh", "tokens_per_kwh"),
+    ("at work", "working_tokens_per_kwh"),
+)
+"""Columns that are there where the scenario has prices or watts."""
+
+
 def fleet(scenario: Scenario) -> str:
     """``20 endpoints: 4 h100-nvl, 8 mi325x, 8 gaudi3``."""
     specs = scenario.specs()
@@ -89,6 +98,7 @@ def comparison(summaries: Sequence[Summary]) -> str:
             f"{_table('what clients saw', _CLIENTS, policies)}\n\n"
             f"{_table('what the fleet did', (*_shares(policies[0]), *_FLEET), policies)}"
         )
+        blocks += _costs(policies)
         blocks += _classes(policies)
         blocks += _errors(policies)
     return "\n\n".join(blocks)
@@ -157,13 +167,19 @@ def _limits(slo: Slo) -> str:
 def legend(summaries: Sequence[Summary]) -> str:
     """What the words of the tables mean."""
     seeds = summaries[0].figures["requests"].seeds
+    costs = (
+        " tok/unit, tok/kWh: output tokens for a unit of the prices' currency and for a kilowatt-hour, all "
+        "endpoints counted all the time; at work: each only while it had requests."
+        if any(name in summaries[0].figures for _, name in _COSTS)
+        else ""
+    )
     means = f"Figures are means over {seeds} seeds; ± is the 95% confidence interval of that mean. "
     return fill(
         f"{means if seeds > 1 else ''}"
         "Times are virtual. output tok/s: by makespan, the drain included; under load: while requests were "
         "sent. goodput: requests/s within the SLO. prefix hits: share of the prompt tokens, by the engines' "
         "own count; pred. error: tokens by which the router's prediction of them was off, a request. copies: "
-        "endpoints that served a prefix. KV: share of the KV cache in use.",
+        f"endpoints that served a prefix. KV: share of the KV cache in use.{costs}",
         WIDTH,
     )
 
@@ -180,12 +196,27 @@ def _shares(summary: Summary) -> list[tuple[str, Cell]]:
     return [(f"to {name}", cell(name)) for name in summary.accelerators]
 
 
+def _costs(summaries: Sequence[Summary]) -> list[str]:
+    """A table of what tokens cost, where anything is known of that."""
+    shown = [(title, _interval(name, count)) for title, name in _COSTS if name in summaries[0].figures]
+    if not shown:
+        return []
+    names = summaries[0].accelerators
+    return [_table("what it cost", (*shown, *((f"{n} at work", _working(n)) for n in names)), summaries)]
+
+
+def _working(accelerator: str) -> Cell:
+    return lambda summary: share(summary.accelerators[accelerator].working.mean)
+
+
 def _classes(summaries: Sequence[Summary]) -> list[str]:
     """A table with a line a class and policy, where there are several classes."""
     names = list(dict.fromkeys(name for summary in summaries for name in summary.classes))
     if len(names) < 2:
         return []
-    rows = [["by SLO class", "", "requests", "within SLO", "goodput", "TTFT p50", "p99", "TPOT p99"]]
+    accelerators = list(summaries[0].accelerators)
+    titles = ("requests", "within SLO", "goodput", "output tok/s", "TTFT p50", "p99", "TPOT p99")
+    rows = [["by SLO class", "", *titles, *(f"to {name}" for name in accelerators)]]
     for name in names:
         for summary in summaries:
             found = summary.classes.get(name)
@@ -198,7 +229,9 @@ def _classes(summaries: Sequence[Summary]) -> list[str]:
                         count(found.requests.mean),
                         share(found.within_slo.mean),
                         with_interval(found.goodput, count),
+                        with_interval(found.output_tok_s, count),
                         *(seconds(time.mean if time else None) for time in times),
+                        *(share(found.request_shares[name].mean) for name in accelerators),
                     ]
                 )
     return [columns(rows)]
