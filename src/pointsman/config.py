@@ -182,6 +182,15 @@ class Decisions(_Section):
     keep: Annotated[int, Meta(ge=0), _says("how many; large pools keep fewer")] = 250
 
 
+class Trace(_Section):
+    """A record of the load for `pointsman plan`: lengths, times and shared prefixes, never content."""
+
+    path: Annotated[str, _says("file to write it to; empty: there is none")] = ""
+    max_bytes: Annotated[
+        int, Meta(ge=1 << 20), _says("at half of it the file becomes PATH.1 and a new one is begun")
+    ] = 256 * 1024 * 1024
+
+
 class Settings(_Section):
     """Everything ``pointsman serve`` can be told."""
 
@@ -199,6 +208,7 @@ class Settings(_Section):
         tuple[RunningCost, ...], _says("prices and watts of endpoints by label or engine")
     ] = ()
     decisions: Decisions = msgspec.field(default_factory=Decisions)
+    trace: Trace = msgspec.field(default_factory=Trace)
 
 
 SECRETS = frozenset({"api_key"})

@@ -27,6 +27,7 @@ from pointsman.proxy.admin import Admin
 from pointsman.proxy.data_layer import discovery_settings, metrics_settings, page_source
 from pointsman.proxy.gateway import Gateway
 from pointsman.proxy.plane import Plane
+from pointsman.proxy.tracing import Tracing
 from pointsman.router import Observer, Router
 from pointsman.scheduling.cycle import Services
 from pointsman.scheduling.picker_config import LoadedConfig
@@ -67,6 +68,9 @@ class Application:
         observers: list[Observer] = [self.telemetry, self.decisions]
         if settings.log.requests:
             observers.append(self.access_log)
+        self.tracing = Tracing(settings, self.pool, scheduler, clock) if settings.trace.path else None
+        if self.tracing:
+            observers.append(self.tracing.observer)
         self.router = Router(self.pool, scheduler, observers, policy.parsers)
         metrics = metrics_settings(policy, settings.metrics)
         self.scraper = Scraper(self.pool, metrics, clock, page_source(policy))
@@ -95,6 +99,8 @@ class Application:
         """Learn the endpoints, listen, serve until the block ends, then drain."""
         await self.discovery.start()
         await self.scraper.learn(self.pool.members.values())
+        if self.tracing:
+            self.tracing.open()
         self.port = await self.gateway.start()
         self.admin_port = await self.admin.start()
         async with asyncio.TaskGroup() as tasks:
@@ -105,6 +111,7 @@ class Application:
                     self.discovery.run(),
                     self.gateway.run(),
                     self.access_log.run(),
+                    *((self.tracing.run(),) if self.tracing else ()),
                 )
             ]
             try:

@@ -1,5 +1,6 @@
-"""Traces in Mooncake's format: a JSON object a line with ``timestamp`` (ms), ``input_length`` and
-``output_length`` (tokens) and ``hash_ids``, one for each 512 tokens of the prompt.
+"""Recorded requests: a trace of ``serve`` (``recorded``), or one in Mooncake's format, which is a JSON
+object a line with ``timestamp`` (ms), ``input_length`` and ``output_length`` (tokens) and ``hash_ids``, one
+for each 512 tokens of the prompt.
 
 Equal ids become equal text, so prompts share exactly the prefixes that the recorded ones shared.
 """
@@ -15,8 +16,9 @@ import msgspec
 
 from pointsman.bench.text import text
 from pointsman.bench.workloads.call import Call
-from pointsman.bench.workloads.family import Family, Positive, says
+from pointsman.bench.workloads.family import Family, Positive, Tokens, says
 from pointsman.bench.workloads.passages import Shared
+from pointsman.bench.workloads.recorded import calls_of, is_recording, read_recording
 from pointsman.errors import SettingsError
 from pointsman.types import BYTES_PER_TOKEN
 
@@ -24,19 +26,23 @@ BLOCK_TOKENS = 512
 
 
 class Trace(Family, frozen=True, tag="trace"):
-    """Recorded requests, at their own times where the load gives neither rate nor concurrency. A file in
-    Mooncake's format: JSON lines with ``timestamp`` (ms), ``input_length``, ``output_length`` and
-    ``hash_ids``, one for each 512 tokens; equal ids become equal text.
+    """Recorded requests, at their own times where the load gives neither rate nor concurrency. The file is
+    what `pointsman serve` writes with the setting `trace.path`, or in Mooncake's format: JSON lines with
+    ``timestamp`` (ms), ``input_length``, ``output_length`` and ``hash_ids``, one for each 512 tokens; equal
+    ids become equal text.
     """
 
     path: Annotated[str, says("the file")]
     faster: Annotated[Positive, says("2.0 halves all times between requests")] = 1.0
+    last: Annotated[Tokens, says("only so many requests, the last ones; 0: all")] = 0
 
     def calls(self, seed: int) -> Iterator[Call]:
         """One call a row, in the order of time, which counts from the first; ``SettingsError`` at once if
         the file cannot be used.
         """
-        return self._calls(read_rows(self.path), seed)
+        if is_recording(self.path):
+            return calls_of(read_recording(self.path, self.last), seed, self.faster)
+        return self._calls(read_rows(self.path)[-self.last :], seed)
 
     def _calls(self, rows: Sequence[Row], seed: int) -> Iterator[Call]:
         blocks = Shared(f"trace {seed}", BLOCK_TOKENS)
