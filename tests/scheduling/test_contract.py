@@ -28,6 +28,8 @@ HEADERS = {
     "x-session-id": ("s1", "s2"),
     "x-session-token": ("ZGVmYXVsdC9lMQ==", "e1", "%%%", ""),
     "x-zone": ("a", "c"),
+    "x-llm-d-slo-ttft-ms": ("1", "200", "1e9", "soon"),
+    "x-llm-d-slo-tpot-ms": ("11", "1e9"),
 }
 COUNTS = (0, 0, 1, 3, 4.5, 5, 100, 10**6, 1e9)
 SHARES = (-0.5, 0.0, 1e-9, 0.3, 0.799, 0.8, 1.0, 1.5)
@@ -114,7 +116,13 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     ],
     "session-affinity-filter": [{}, BY_ID],
     "session-affinity-scorer": [{}, BY_ID],
-    "prefix-cache-affinity-filter": [{}, {"explorationProbability": 0.5, "affinityThreshold": 0.3}],
+    "prefix-cache-affinity-filter": [
+        {},
+        {"explorationProbability": 0.5, "affinityThreshold": 0.3},
+        {"ttftSource": "latencyPredictor"},
+    ],
+    "latency-scorer": [{}, {"headroomSelectionStrategy": "most", "ttftWeight": 0, "tpotWeight": 0}],
+    "slo-headroom-tier-filter": [{}, {"epsilonExploreNeg": 1}],
     "prefix-cache-scorer": [{}, {"matchLengthWeight": 0.4, "matchLengthScaleTokens": 100}],
     "context-length-aware": [{}, {"enableFiltering": True}],
     "concurrency-detector": [{}, {"concurrencyMode": "hybrid", "headroom": 0.5}],
@@ -156,8 +164,9 @@ def those(kind: type) -> list[Any]:
 
 def make(name: str, parameters: dict[str, Any], cycle: Cycle) -> Any:
     plugin = build(name, parameters, "test")
-    if isinstance(plugin, Preparing):
-        plugin.prepare(cycle.services)
+    for needed in (*(build(name, {}, "test") for name in plugin.needs), plugin):
+        if isinstance(needed, Preparing):
+            needed.prepare(cycle.services)
     return plugin
 
 

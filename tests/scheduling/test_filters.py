@@ -137,11 +137,6 @@ def test_affinity_explores_as_often_as_asked() -> None:
     assert 400 < explored < 600
 
 
-def test_affinity_refuses_a_latency_predictor() -> None:
-    with pytest.raises(SettingsError, match="latencyPredictor is not available in this version"):
-        build(AFFINITY, {"ttftSource": "latencyPredictor"}, "test")
-
-
 @pytest.mark.parametrize(
     ("operator", "want"),
     [

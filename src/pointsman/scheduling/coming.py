@@ -7,12 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _AREAS: Mapping[str, tuple[str, ...]] = {
-    "latency prediction": (
-        "slo-headroom-tier-filter",
-        "latency-scorer",
-        "predicted-latency-producer",
-        "latency-slo-admitter",
-    ),
     "flow control": (
         "global-strict-fairness-policy",
         "round-robin-fairness-policy",

@@ -5,9 +5,10 @@ most once.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from pointsman.predictor.latency import Latency
 from pointsman.prefix.approximate import PrefixIndex
 from pointsman.scheduling.media import MediaIndex
 from pointsman.scheduling.topology import TopologyLabels
@@ -24,7 +25,7 @@ class Services:
     cycle.
     """
 
-    __slots__ = ("attributes", "clock", "media", "prefix", "rng", "topology")
+    __slots__ = ("attributes", "clock", "latency", "media", "prefix", "rng", "topology")
 
     def __init__(self, prefix: PrefixIndex, clock: Clock, rng: random.Random) -> None:
         self.prefix = prefix
@@ -34,6 +35,12 @@ class Services:
         self.topology = TopologyLabels()
         self.attributes: dict[str, Callable[[InferenceRequest], str]] = {}
         """Facts about a request that plugins publish by name for others to read; "" where there is none."""
+        self.latency: Callable[[Cycle], Mapping[int, Latency]] = _nothing
+        """Predictions of the candidates by slot; a producer takes this place."""
+
+
+def _nothing(cycle: Cycle) -> Mapping[int, Latency]:
+    return {}
 
 
 class Cycle:

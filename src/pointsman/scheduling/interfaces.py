@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from pointsman.predictor.learned import Learned
+from pointsman.predictor.state import Kept
 from pointsman.scheduling.cycle import Cycle, Services
 from pointsman.types import Decision, Endpoint, InferenceRequest, Outcome
 
@@ -46,6 +47,14 @@ class Preparing(Protocol):
 
 
 @runtime_checkable
+class Admitter(Protocol):
+    def admit(self, cycle: Cycle) -> None:
+        """Raise what the client is to be told when the request is not to be sent anywhere now. Asked before
+        the filters.
+        """
+
+
+@runtime_checkable
 class DispatchObserver(Protocol):
     def on_dispatch(self, cycle: Cycle, decision: Decision) -> None:
         """The request is about to be sent to ``decision.chosen``."""
@@ -67,3 +76,14 @@ class SaturationDetector(Protocol):
 class Learner(Protocol):
     def learned(self, endpoints: Sequence[Endpoint], now: float) -> Mapping[str, Learned]:
         """What it knows of these endpoints, by name; those are missing that it knows nothing of."""
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    def keep(self, endpoints: Sequence[Endpoint], now: float) -> Kept | None:
+        """What it knows of these endpoints, and whatever else is worth keeping over a restart; None before it
+        knows anything.
+        """
+
+    def recall(self, kept: Kept, at: float, now: float) -> None:
+        """Begin with what was known at ``at``, the less the longer ago that is; before the first request."""

@@ -24,6 +24,8 @@ from pointsman.scheduling.datalayer import (
     MetricsDataSource,
 )
 from pointsman.scheduling.interfaces import (
+    Admitter,
+    DispatchObserver,
     Filter,
     Picker,
     ProfileHandler,
@@ -296,6 +298,10 @@ class _Loader:
         for use in spec.plugins or ():
             name, plugin = use.plugin_ref, self.built[use.plugin_ref]
             kinds = _scheduling_kinds(plugin)
+            if not kinds and isinstance(plugin, DispatchObserver | Admitter):
+                # An earlier form of llm-d's predicted-latency guide lists the producer.
+                log.warning("%s: %s runs for every request; in a profile it has no effect", self.where, name)
+                continue
             if not kinds:
                 raise self.fail(f"schedulingProfiles {spec.name!r}: {name} is no filter, scorer or picker")
             if isinstance(plugin, Filter):

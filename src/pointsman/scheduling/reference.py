@@ -11,7 +11,14 @@ import msgspec
 
 from pointsman.registry import Plugin, own_name, plugins
 from pointsman.scheduling.coming import COMING
-from pointsman.scheduling.interfaces import Filter, Picker, ProfileHandler, SaturationDetector, Scorer
+from pointsman.scheduling.interfaces import (
+    Admitter,
+    Filter,
+    Picker,
+    ProfileHandler,
+    SaturationDetector,
+    Scorer,
+)
 from pointsman.scheduling.presets import DEFAULT, PRESETS
 
 KINDS: dict[str, type] = {
@@ -20,6 +27,7 @@ KINDS: dict[str, type] = {
     "picker": Picker,
     "profile handler": ProfileHandler,
     "saturation detector": SaturationDetector,
+    "admitter": Admitter,
 }
 INTRODUCTION = """\
 # Plugins

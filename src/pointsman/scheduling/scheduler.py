@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from pointsman.errors import PreconditionFailed, Saturated
 from pointsman.predictor.learned import Learned
+from pointsman.predictor.state import State
 from pointsman.registry import Plugin
 from pointsman.scheduling.cycle import Cycle, Services
 from pointsman.scheduling.interfaces import (
+    Admitter,
     DispatchObserver,
+    Keeper,
     Learner,
     OutcomeObserver,
     Preparing,
@@ -45,8 +48,10 @@ class Scheduler:
         self._detector = detector
         self.services = services
         self.plugins = tuple(plugins)
+        self._admitters = [p for p in plugins if isinstance(p, Admitter)]
         self._dispatch = [p for p in plugins if isinstance(p, DispatchObserver)]
         self._learners = [p for p in plugins if isinstance(p, Learner)]
+        self._keepers = [p for p in plugins if isinstance(p, Keeper)]
         self._outcome = [p for p in plugins if isinstance(p, OutcomeObserver)]
         for plugin in plugins:
             if isinstance(plugin, Preparing):
@@ -65,15 +70,35 @@ class Scheduler:
             found.update(learner.learned(endpoints, self.services.clock()))
         return found
 
+    def state(self, endpoints: Sequence[Endpoint], wall_s: float) -> State | None:
+        """What the policy knows of these endpoints and of answers, to be kept over a restart; None where it
+        knows nothing yet or never does. ``wall_s`` is now in seconds since 1970.
+        """
+        now_s = self.services.clock()
+        for keeper in self._keepers:
+            kept = keeper.keep(endpoints, now_s)
+            if kept is not None:
+                return State(wall_s, kept)
+        return None
+
+    def restore(self, state: State, passed_s: float) -> None:
+        """Begin with what was known ``passed_s`` ago, before the first request."""
+        now_s = self.services.clock()
+        for keeper in self._keepers:
+            keeper.recall(state.kept, now_s - passed_s, now_s)
+
     def schedule(self, request: InferenceRequest, endpoints: Sequence[Endpoint]) -> Decision:
         """Choose among ``endpoints`` (not empty) and tell the observers that the request goes there.
 
-        ``Saturated`` when the filters leave none, or for a request of negative priority when the pool is
-        full; ``PreconditionFailed`` when it may go only where its prefix is cached and that is nowhere.
+        ``Saturated`` when an admitter says so or the filters leave none, or for a request of negative
+        priority when the pool is full; ``PreconditionFailed`` when it may go only where its prefix is
+        cached and that is nowhere.
         """
         if request.priority < 0 and self.saturation(endpoints) >= 1.0:
             raise Saturated("the endpoints are full and this request has a negative priority")
         cycle = Cycle(request, endpoints, self.services)
+        for admitter in self._admitters:
+            admitter.admit(cycle)
         profile = self._only
         if profile is None or self._handler is not None:
             name = self._handler.profile(cycle, self._names) if self._handler else self._names[0]

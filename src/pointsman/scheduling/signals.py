@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from pointsman.predictor.latency import Latency
 from pointsman.prefix.approximate import PrefixMatch
 from pointsman.scheduling.cycle import Cycle
 
@@ -9,6 +12,11 @@ from pointsman.scheduling.cycle import Cycle
 def prefix_match(cycle: Cycle) -> PrefixMatch:
     """What each endpoint is believed to hold of this request's prompts."""
     return cycle.services.prefix.match(cycle.request)
+
+
+def predicted_latency(cycle: Cycle) -> Mapping[int, Latency]:
+    """What each candidate is expected to do with this request, by slot; empty where nobody predicts."""
+    return cycle.services.latency(cycle)
 
 
 def media_items(cycle: Cycle) -> tuple[tuple[str, int], ...]:

@@ -10,8 +10,10 @@ from msgspec import Meta
 
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.cycle import Cycle
-from pointsman.scheduling.signals import prefix_match
+from pointsman.scheduling.signals import predicted_latency, prefix_match
 from pointsman.types import Endpoint
+
+PREDICTOR = "predicted-latency-producer"
 
 
 @register("prefix-cache-affinity-filter")
@@ -20,7 +22,8 @@ class PrefixCacheAffinity(Plugin):
 
     All stay in the race when the least loaded of the warm ones would need more than ``maxTTFTPenaltyMs``
     longer to its first token than the least loaded other one (0: never); its time is the uncached prompt
-    tokens in flight there divided by ``peakPrefillThroughput`` (tokens/s). A share
+    tokens in flight there divided by ``peakPrefillThroughput`` (tokens/s) or, with ``ttftSource``
+    ``latencyPredictor``, what predicted-latency-producer predicts; without predictions all stay. A share
     ``explorationProbability`` of the requests skips the filter.
     """
 
@@ -33,16 +36,18 @@ class PrefixCacheAffinity(Plugin):
     peak_prefill_throughput: Annotated[float, Meta(ge=0)] = 15928.0
     prefix_match_info_producer_name: str = ""
     in_flight_load_producer_name: str = ""
+    latency_prediction_info_producer_name: str = ""
 
     producers: ClassVar[Mapping[str, str]] = {
         "prefix_match_info_producer_name": "approx-prefix-cache-producer",
         "in_flight_load_producer_name": "inflight-load-producer",
+        "latency_prediction_info_producer_name": PREDICTOR,
     }
 
     def __post_init__(self) -> None:
         if self.ttft_source == "latencyPredictor":
-            raise ValueError("ttftSource: latencyPredictor is not available in this version")
-        if self.max_ttft_penalty_ms and not self.peak_prefill_throughput:
+            self.needs = (PREDICTOR,)  # type: ignore[misc]  # the parameter decides, not the class
+        elif self.max_ttft_penalty_ms and not self.peak_prefill_throughput:
             raise ValueError("peakPrefillThroughput: must be greater than 0")
         self._penalty_tokens = self.max_ttft_penalty_ms / 1000 * self.peak_prefill_throughput
 
@@ -57,18 +62,27 @@ class PrefixCacheAffinity(Plugin):
         enough = {blocks for blocks in set(held.values()) if blocks / total >= threshold}
         warm = {slot for slot, blocks in held.items() if blocks in enough} if enough else set()
         kept = [e for e in endpoints if e.slot in warm] if warm else ()
-        if not kept or self._waits_too_long(kept, endpoints, warm):
+        if not kept or self._waits_too_long(kept, cycle, warm):
             return endpoints
         return kept
 
-    def _waits_too_long(
-        self, kept: Sequence[Endpoint], endpoints: Sequence[Endpoint], warm: set[int]
-    ) -> bool:
+    def _waits_too_long(self, kept: Sequence[Endpoint], cycle: Cycle, warm: set[int]) -> bool:
+        endpoints = cycle.endpoints
         # Load is never negative, so a warm load within the penalty needs no look at the others.
         penalty = self._penalty_tokens
-        if not penalty or len(kept) == len(endpoints):
+        if not self.max_ttft_penalty_ms or len(kept) == len(endpoints):
             return False
+        if self.ttft_source == "latencyPredictor":
+            return self._is_predicted_to_wait(kept, cycle, warm)
         warm_tokens = min([e.load.tokens for e in kept])
         if warm_tokens <= penalty:
             return False
         return warm_tokens - min(e.load.tokens for e in endpoints if e.slot not in warm) > penalty
+
+    def _is_predicted_to_wait(self, kept: Sequence[Endpoint], cycle: Cycle, warm: set[int]) -> bool:
+        known = cycle.get(predicted_latency)
+        if not known:
+            return True
+        warm_s = min([known[e.slot].ttft_s for e in kept])
+        other_s = min([known[e.slot].ttft_s for e in cycle.endpoints if e.slot not in warm])
+        return (warm_s - other_s) * 1000 > self.max_ttft_penalty_ms

@@ -41,7 +41,9 @@ def _check(given: Mapping[str, Any], defaults: Mapping[str, Any], path: str) -> 
 
 @register("token-producer", "tokenizer")
 class TokenProducer(Plugin):
-    """Prompt lengths by estimate: four bytes a token. The ``vllm`` backend is not available yet."""
+    """Prompt lengths by estimate: four bytes a token, until engines tell of the model's prompts how long they
+    are. The ``vllm`` backend is not available yet.
+    """
 
     estimate: Mapping[str, Any] = {}
     model_name: str = ""
