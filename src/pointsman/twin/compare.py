@@ -21,9 +21,9 @@ from pointsman.twin.seeds import Mean, mean_of
 _NUMBERS = (
     *("output_tok_s", "steady_output_tok_s", "requests_s", "makespan_s", "requests", "ok"),
     *("within_slo", "goodput", "prefix_hit_rate", "prediction_error_tokens", "copies_per_prefix"),
+    *("tokens_per_unit", "tokens_per_kwh", "working_tokens_per_unit", "working_tokens_per_kwh"),
     *("kv_usage_mean", "kv_usage_max", "preemptions", "refused", "timeouts", "retried"),
 )
-    *("tokens_per_unit", "tokens_per_kwh", "working_tokens_per_unit", "working_tokens_per_kwh"),
 METRICS: Mapping[str, tuple[str, ...]] = {
     **{name: (name,) for name in _NUMBERS},
     **{
@@ -62,22 +62,22 @@ class PartSummary(msgspec.Struct, frozen=True, kw_only=True):
     output_share: Mean
     kv_usage_mean: Mean
     kv_usage_max: Mean
+    working: Mean
 
 
 class ClassSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The requests of one SLO class; times are None where no seed answered any."""
-    working: Mean
 
     requests: Mean
     within_slo: Mean
     goodput: Mean
+    output_tok_s: Mean
+    request_shares: Mapping[str, Mean]
+    """By accelerator."""
     ttft_p50_s: Mean | None
     ttft_p99_s: Mean | None
     tpot_p99_s: Mean | None
 
-    output_tok_s: Mean
-    request_shares: Mapping[str, Mean]
-    """By accelerator."""
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """One stage under one policy, all seeds together."""
@@ -163,6 +163,10 @@ def _class(seeds: Sequence[SloClass]) -> ClassSummary:
         requests=mean_of([s.requests for s in seeds]),
         within_slo=mean_of([s.within_slo for s in seeds]),
         goodput=mean_of([s.goodput for s in seeds]),
+        output_tok_s=mean_of([s.output_tok_s for s in seeds]),
+        request_shares={
+            name: mean_of([s.request_shares[name] for s in seeds]) for name in seeds[0].request_shares
+        },
         ttft_p50_s=mean_of([ttft.p50 for ttft in ttfts]) if ttfts else None,
         ttft_p99_s=mean_of([ttft.p99 for ttft in ttfts]) if ttfts else None,
         tpot_p99_s=mean_of([tpot.p99 for tpot in tpots]) if tpots else None,
@@ -174,7 +178,3 @@ def _created(path: str) -> BinaryIO:
         return Path(path).open("wb")
     except OSError as exc:
         raise SettingsError(f"--decisions: {path}: {exc.strerror}") from exc
-        output_tok_s=mean_of([s.output_tok_s for s in seeds]),
-        request_shares={
-            name: mean_of([s.request_shares[name] for s in seeds]) for name in seeds[0].request_shares
-        },

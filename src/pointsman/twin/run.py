@@ -163,9 +163,9 @@ class Simulation:
             refused=refused,
             kv_usage_mean=mean,
             kv_usage_max=most,
-        )
             price_per_hour=server.spec.price_per_hour,
             watts=server.spec.watts,
+        )
 
     # the fleet
 
