@@ -195,6 +195,9 @@ class Settings(_Section):
     """Everything ``pointsman serve`` can be told."""
 
     endpoints: Annotated[tuple[Endpoint, ...], _says("the model servers")] = ()
+    running_costs: Annotated[
+        tuple[RunningCost, ...], _says("prices and watts of endpoints by label or engine")
+    ] = ()
     server: Server = msgspec.field(default_factory=Server)
     admin: Admin = msgspec.field(default_factory=Admin)
     discovery: Discovery = msgspec.field(default_factory=Discovery)
@@ -204,9 +207,6 @@ class Settings(_Section):
     scheduling: Scheduling = msgspec.field(default_factory=Scheduling)
     prefix: Prefix = msgspec.field(default_factory=Prefix)
     log: Log = msgspec.field(default_factory=Log)
-    running_costs: Annotated[
-        tuple[RunningCost, ...], _says("prices and watts of endpoints by label or engine")
-    ] = ()
     decisions: Decisions = msgspec.field(default_factory=Decisions)
     trace: Trace = msgspec.field(default_factory=Trace)
 

@@ -160,6 +160,7 @@ class Application:
             ("endpoint",),
             [(n, m.endpoint.metrics.kv_usage) for n, m in named],
         )
+        yield from self._spending(members)
         yield gauge(
             "pointsman_prefix_index_bytes",
             "Memory charged to the prefix index.",
@@ -167,7 +168,6 @@ class Application:
             [((), self.index.used_bytes)],
         )
         yield gauge(
-        yield from self._spending(members)
             "pointsman_prefix_index_blocks",
             "Blocks indexed for the endpoint.",
             ("endpoint",),
