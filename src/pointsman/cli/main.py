@@ -17,6 +17,7 @@ SUBCOMMANDS = {
     "engine": "simulate model servers over HTTP",
     "bench": "measure any OpenAI-compatible URL under load",
     "simulate": "what a policy does to a fleet you describe, in virtual time",
+    "plan": "what a recorded load would have met on another fleet",
     "demo": "a simulated fleet under three routers, in two minutes",
     "calibrate": "engine constants for the simulator from benchmark results or a live server",
     "casestudy": "the public three-vendor benchmark and what policies would have done there",

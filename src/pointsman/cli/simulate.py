@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="a JSON object for each policy, seed and stage, then a summary")
     add("--output", metavar="DIR", help="write tables, JSON and charts there")
     add("--decisions", metavar="FILE", help="write the decisions of one policy and one seed, as JSON lines")
+    add("--trace", metavar="FILE", help="write the trace of one policy and one seed, for `pointsman plan`")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,8 +84,9 @@ def run(args: argparse.Namespace) -> int:
         raise SettingsError("--seeds: must be at least 1")
     seeds = range(args.seed, args.seed + args.seeds)
     several = len(policies) * len(seeds) > 1 or args.capacity or args.grid
-    if args.decisions and several:
-        raise SettingsError("--decisions: of one run; give one --policy and --seeds 1")
+    for option, path in (("--decisions", args.decisions), ("--trace", args.trace)):
+        if path and several:
+            raise SettingsError(f"{option}: of one run; give one --policy and --seeds 1")
     _prepare(args)
     if args.grid:
         _grid(args, scenarios, policies, seeds)
@@ -103,7 +105,13 @@ def _compare(
     from pointsman.twin.tables import comparison, fleet, legend
 
     tasks = [
-        Task(scenario=scenario, policy=policy, seed=seed, decisions=args.decisions or "")
+        Task(
+            scenario=scenario,
+            policy=policy,
+            seed=seed,
+            decisions=args.decisions or "",
+            trace=args.trace or "",
+        )
         for policy in policies
         for seed in seeds
     ]

@@ -11,12 +11,14 @@ from typing import Any, BinaryIO
 import msgspec
 
 from pointsman.errors import SettingsError
+from pointsman.router import Observer
 from pointsman.twin.decision_log import DecisionLog
 from pointsman.twin.policies import Policy
 from pointsman.twin.report import Figures, SloClass, Spread, figures, spread
 from pointsman.twin.run import Simulation
 from pointsman.twin.scenario import Scenario
 from pointsman.twin.seeds import Mean, mean_of
+from pointsman.twin.trace_log import TraceLog
 
 _NUMBERS = (
     *("output_tok_s", "steady_output_tok_s", "requests_s", "makespan_s", "requests", "ok"),
@@ -43,6 +45,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     decisions: str = ""
     """File for its decisions; empty: they are not kept."""
+    trace: str = ""
+    """File for the trace that ``serve`` would have written; empty: there is none."""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,10 +112,19 @@ def simulate(task: Task) -> Run:
     """Make one run."""
     scenario = task.scenario
     with ExitStack() as stack:
-        logs = [stack.enter_context(_created(path)) for path in (task.decisions,) if path]
-        observers = tuple(DecisionLog(file) for file in logs)
-        simulation = Simulation(scenario, task.policy, seed=task.seed, observers=observers)
+        observers: list[Observer] = []
+        trace: TraceLog | None = None
+        if task.decisions:
+            observers.append(DecisionLog(stack.enter_context(_created(task.decisions, "--decisions"))))
+        if task.trace:
+            trace = TraceLog(stack.enter_context(_created(task.trace, "--trace")), task.policy)
+            observers.append(trace.observer)
+        simulation = Simulation(scenario, task.policy, seed=task.seed, observers=tuple(observers))
+        if trace:
+            trace.begin(simulation)
         stages = simulation.run()[scenario.warm_up_stages :]
+        if trace:
+            trace.end()
     return Run(
         policy=task.policy.name,
         seed=task.seed,
@@ -173,8 +186,8 @@ def _class(seeds: Sequence[SloClass]) -> ClassSummary:
     )
 
 
-def _created(path: str) -> BinaryIO:
+def _created(path: str, option: str) -> BinaryIO:
     try:
         return Path(path).open("wb")
     except OSError as exc:
-        raise SettingsError(f"--decisions: {path}: {exc.strerror}") from exc
+        raise SettingsError(f"{option}: {path}: {exc.strerror}") from exc

@@ -94,7 +94,8 @@ class Simulation:
         follow(index, self.pool, fixed_block_tokens=scenario.prefix_block_tokens)
         services = Services(index, events.clock, dice or random.Random(f"policy {seed}"))
         loaded = policy.load()
-        self.router = Router(self.pool, build_scheduler(loaded, services), observers)
+        self.scheduler = build_scheduler(loaded, services)
+        self.router = Router(self.pool, self.scheduler, observers)
         self.scraping = Scraping(events, self.pool, self.servers, scenario.metrics_interval_s)
         self.gateway = Gateway(
             events,

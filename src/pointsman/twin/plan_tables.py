@@ -1,0 +1,175 @@
+"""A plan as text and as plain data: first how far the twin is off, then what it says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from textwrap import fill
+
+import msgspec
+
+from pointsman.bench.table import columns, count, seconds, share
+from pointsman.bench.workloads.recorded import Recording
+from pointsman.twin.plan import SHARE_WITHIN_SLO, Result, warm_up_s
+from pointsman.twin.plan_cheapest import Found
+from pointsman.twin.plan_fleet import Fleet
+
+WIDTH = 110
+SAME_S = 0.01
+"""TTFTs that differ by less are the same to whoever waits."""
+
+Figure = Callable[[Result], float | None]
+
+_COMPARED: tuple[tuple[str, Figure, Callable[[float | None], str], float, float], ...] = (
+    ("output tok/s", lambda r: r.output_tok_s, count, 0.10, 0.0),
+    ("TTFT p50", lambda r: r.ttft.p50 if r.ttft else None, seconds, 0.30, SAME_S),
+    ("TTFT p90", lambda r: r.ttft.p90 if r.ttft else None, seconds, 0.30, SAME_S),
+    ("TTFT p99", lambda r: r.ttft.p99 if r.ttft else None, seconds, 0.50, SAME_S),
+    ("TPOT p50", lambda r: r.tpot.p50 if r.tpot else None, seconds, 0.15, 0.0),
+    ("TPOT p99", lambda r: r.tpot.p99 if r.tpot else None, seconds, 0.30, 0.0),
+)
+"""Figure, how it is read and written, and how far it may be off to be believed: as a share of what happened,
+or in absolute terms. A fleet is not chosen by what differs less than this between two days.
+"""
+
+
+class Compared(msgspec.Struct, frozen=True):
+    """A figure as it was, and as the replay of the very same has it."""
+
+    figure: str
+    recorded: float | None
+    replayed: float | None
+    error: float | None
+    """As a share of what was; None where there is nothing to compare."""
+    believable: bool
+
+
+class Alternative(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of the table."""
+
+    name: str
+    policy: str
+    fleet: Fleet
+    result: Result
+    price: float | None = None
+    """Of an hour of the fleet; None where a price is not known."""
+
+
+def trace_text(recording: Recording, fleet: Fleet, happened: Result, remarks: Sequence[str]) -> str:
+    """What was recorded, and what has to be said of it."""
+    requests = recording.requests
+    span_s = requests[-1].at_s - requests[0].at_s
+    lines = [
+        f"{len(requests):,} requests in {seconds(span_s)} to {len(fleet.items)} endpoints ({fleet.told}); "
+        f"the first {seconds(warm_up_s(recording))} are sent but not counted"
+    ]
+    if recording.refused:
+        lines.append(f"not sent again: {recording.refused:,} that were refused or ended in an error at once")
+    failed = happened.requests - happened.ok
+    if failed:
+        lines.append(f"sent again, though cancelled or broken off then: {failed:,}")
+    return "\n".join([*lines, *remarks])
+
+
+def cheapest_text(found: Found) -> str:
+    """How the search ended, in a sentence or two."""
+    looked = f"{found.replays} replays, {found.mixes:,} mixes"
+    if found.fleet is None:
+        return (
+            f"Cheapest: none; even the largest mix does not keep the SLO ({looked}). Give more with --more."
+        )
+    price = f"{found.price:.2f} an hour: {found.fleet.told}"
+    if found.given_up:
+        return (
+            f"Not found within {looked}; the largest mix keeps the SLO for {price}. Give fewer with --more."
+        )
+    return f"Cheapest that keeps the SLO for {SHARE_WITHIN_SLO:.0%} of the requests: {price} ({looked})"
+
+
+def compared(recorded: Result, replayed: Result) -> list[Compared]:
+    """Figure by figure."""
+    found = []
+    for name, figure, _, most, least in _COMPARED:
+        was, is_now = figure(recorded), figure(replayed)
+        if not was or is_now is None:
+            found.append(Compared(name, was, is_now, None, True))
+            continue
+        error = is_now / was - 1
+        found.append(Compared(name, was, is_now, error, abs(error) <= most or abs(is_now - was) <= least))
+    return found
+
+
+def error_text(found: Sequence[Compared]) -> str:
+    """The table of errors and what to think of them."""
+    forms = {name: form for name, _, form, _, _ in _COMPARED}
+    rows = [["", *(c.figure for c in found)]]
+    rows.append(["as it happened", *(forms[c.figure](c.recorded) for c in found)])
+    rows.append(["the same in the twin", *(forms[c.figure](c.replayed) for c in found)])
+    rows.append(["error", *("-" if c.error is None else f"{c.error:+.1%}" for c in found)])
+    wrong = [c.figure for c in found if not c.believable]
+    verdict = "The twin is near enough to what happened to compare fleets by it."
+    if wrong:
+        verdict = (
+            f"DO NOT BELIEVE what follows of {', '.join(wrong)}: the twin is too far from what happened. "
+            "Compare lines with each other at most."
+        )
+    return f"{columns(rows)}\n\n{fill(verdict, WIDTH)}"
+
+
+def alternatives_text(alternatives: Sequence[Alternative]) -> str:
+    """A line each, those parts left out that no line has."""
+    shown: list[tuple[str, Callable[[Alternative], str]]] = [
+        ("", lambda a: a.name),
+        ("policy", lambda a: a.policy),
+        ("output tok/s", lambda a: count(a.result.output_tok_s)),
+        ("TTFT p50", lambda a: seconds(a.result.ttft.p50 if a.result.ttft else None)),
+        ("p99", lambda a: seconds(a.result.ttft.p99 if a.result.ttft else None)),
+        ("TPOT p50", lambda a: seconds(a.result.tpot.p50 if a.result.tpot else None)),
+        ("p99", lambda a: seconds(a.result.tpot.p99 if a.result.tpot else None)),
+    ]
+    if any(a.result.within_slo is not None for a in alternatives):
+        shown.append(("within SLO", lambda a: share(a.result.within_slo)))
+    if any(a.result.ok < a.result.requests for a in alternatives):
+        shown.append(("failed", lambda a: count(a.result.requests - a.result.ok)))
+    if any(a.price is not None for a in alternatives):
+        shown.append(("price/h", lambda a: "-" if a.price is None else f"{a.price:.2f}"))
+        shown.append(("tokens/unit", lambda a: count(_per_unit(a))))
+    kinds = dict.fromkeys(kind for a in alternatives for kind in by_kind(a))
+    shown += [(f"to {kind}", partial(_sent, kind)) for kind in kinds]
+    rows = [[title for title, _ in shown], *([cell(a) for _, cell in shown] for a in alternatives)]
+    return columns(rows)
+
+
+def by_kind(alternative: Alternative) -> Mapping[str, int]:
+    """Requests to each kind of endpoint."""
+    kinds = {item.name: item.accelerator for item in alternative.fleet.items}
+    found: Counter[str] = Counter(dict.fromkeys(alternative.fleet.counts, 0))
+    for name, requests in alternative.result.requests_by_endpoint.items():
+        if name in kinds:
+            found[kinds[name]] += requests
+    return found
+
+
+def as_data(alternative: Alternative) -> dict[str, object]:
+    """For ``--json``."""
+    result: dict[str, object] = msgspec.to_builtins(alternative.result)
+    return {
+        "name": alternative.name,
+        "policy": alternative.policy,
+        "endpoints": dict(alternative.fleet.counts),
+        "price_per_hour": alternative.price,
+        "tokens_per_unit": _per_unit(alternative),
+        "requests_by_kind": by_kind(alternative),
+        **result,
+    }
+
+
+def _per_unit(alternative: Alternative) -> float | None:
+    """Output tokens for one unit of the currency, at this load."""
+    return alternative.result.output_tok_s * 3600 / alternative.price if alternative.price else None
+
+
+def _sent(kind: str, alternative: Alternative) -> str:
+    kinds = by_kind(alternative)
+    return share(kinds[kind] / max(1, sum(kinds.values()))) if kind in kinds else "-"
