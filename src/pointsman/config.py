@@ -182,6 +182,13 @@ class Decisions(_Section):
     keep: Annotated[int, Meta(ge=0), _says("how many; large pools keep fewer")] = 250
 
 
+class Learned(_Section):
+    """What the policy has learned, kept over a restart: no names, prompts or tenants of clients."""
+
+    path: Annotated[str, _says("file to keep it in, one for each gateway; empty: nothing is kept")] = ""
+    every_s: Annotated[Positive, _says("how often it is written; and once more at the end")] = 60.0
+
+
 class Trace(_Section):
     """A record of the load for `pointsman plan`: lengths, times and shared prefixes, never content."""
 
@@ -208,6 +215,7 @@ class Settings(_Section):
     prefix: Prefix = msgspec.field(default_factory=Prefix)
     log: Log = msgspec.field(default_factory=Log)
     decisions: Decisions = msgspec.field(default_factory=Decisions)
+    learned: Learned = msgspec.field(default_factory=Learned)
     trace: Trace = msgspec.field(default_factory=Trace)
 
 

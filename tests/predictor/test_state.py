@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pointsman.predictor.fit import HALF_LIFE_S
 from pointsman.predictor.lengths import Lengths
 from pointsman.predictor.speed import Speeds
-from pointsman.predictor.state import State, StateError, decode, encode
+from pointsman.predictor.state import Kept, State, StateError, decode, encode
 from pointsman.testing import fleet, request
 from pointsman.types import Endpoint
 
@@ -44,13 +44,13 @@ def learned() -> State:
     now_s = learn(speeds, endpoints, STEPS_S)
     state = speeds.state(endpoints, now_s)
     assert state is not None
-    return State(saved_at_s=1e9, speeds=state, lengths=Lengths().state())
+    return State(1e9, Kept(state))
 
 
 def again(state: State, endpoints: Sequence[Endpoint], passed_s: float = 0.0) -> Speeds:
     """A later process that has looked at its endpoints once, and seen nothing yet."""
     speeds = Speeds()
-    speeds.restore(decode(encode(state)).speeds, NOW_S - passed_s, NOW_S)
+    speeds.restore(decode(encode(state)).kept.speeds, NOW_S - passed_s, NOW_S)
     speeds.refresh(endpoints, NOW_S, [10_000.0] * len(endpoints))
     return speeds
 
@@ -65,7 +65,7 @@ def test_speeds_come_back_as_they_were() -> None:
     assert steps(before) == pytest.approx(STEPS_S, rel=0.2)
     state = before.state(endpoints, now_s)
     assert state is not None
-    after = again(State(1e9, state, Lengths().state()), pool())
+    after = again(State(1e9, Kept(state)), pool())
     assert steps(after) == pytest.approx(steps(before), rel=1e-3)
     for slot in range(len(KV)):
         assert after.token_s(slot) == pytest.approx(before.token_s(slot), rel=1e-3)
@@ -117,7 +117,7 @@ def test_where_the_kv_size_is_not_told_an_endpoint_is_known_by_name_only() -> No
     now_s = learn(speeds, endpoints, (0.05, 0.01))
     state = speeds.state(endpoints, now_s)
     assert state is not None
-    kept = State(1e9, state, Lengths().state())
+    kept = State(1e9, Kept(state))
     swapped = pool(kv=(0, 0, 0), name=["e1", "e0", "new"])
     fast, slow, new = steps(again(kept, swapped))
     assert (fast, slow) == pytest.approx((0.01, 0.05), rel=0.25)
@@ -126,10 +126,10 @@ def test_where_the_kv_size_is_not_told_an_endpoint_is_known_by_name_only() -> No
 
 def test_what_has_not_been_seen_since_a_restart_survives_the_next_one() -> None:
     speeds = Speeds()
-    speeds.restore(learned().speeds, NOW_S, NOW_S)
+    speeds.restore(learned().kept.speeds, NOW_S, NOW_S)
     unused = speeds.state([], NOW_S)
     assert unused is not None
-    speeds = again(State(1e9, unused, Lengths().state()), pool())
+    speeds = again(State(1e9, Kept(unused)), pool())
     assert steps(speeds) == pytest.approx(STEPS_S, rel=0.25)
     only_one = again(learned(), pool(kv=(5000,), name=["e3"]))
     second = only_one.state(pool(kv=(5000,), name=["e3"]), NOW_S + HALF_LIFE_S)
@@ -153,7 +153,7 @@ def test_lengths_come_back_as_they_were() -> None:
             before.add(made, tokens + i % 10)
         before.left(kinds[1], 1000)
     after = Lengths()
-    after.restore(decode(encode(State(1e9, learned().speeds, before.state()))).lengths, 0.0)
+    after.restore(decode(encode(State(1e9, Kept(learned().kept.speeds, before.state())))).kept.lengths, 0.0)
     for made in [*kinds, request(model="m", max_tokens=9000), request(model="unheard")]:
         was, now = before.of(made), after.of(made)
         assert now.mean == pytest.approx(was.mean, rel=0.05)
@@ -179,7 +179,7 @@ def test_the_file_is_small_and_says_nothing_of_clients() -> None:
     speeds_state = speeds.state(endpoints, 1.0)
     assert speeds_state is not None
     assert len(speeds_state.endpoints) == 1000
-    data = encode(State(1e9, speeds_state, lengths.state()))
+    data = encode(State(1e9, Kept(speeds_state, lengths.state())))
     assert len(data) < 100_000
     assert b"secret" not in data
 

@@ -38,19 +38,20 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # every connection is two files
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings, _clock(args.clock_speed)))
+        speed = args.clock_speed
+        return runner.run(_serve(settings, _clock(time.monotonic, speed), _clock(time.time, speed)))
 
 
-def _clock(speed: float) -> Clock:
-    return time.monotonic if speed == 1.0 else lambda: time.monotonic() * speed
+def _clock(clock: Clock, speed: float) -> Clock:
+    return clock if speed == 1.0 else lambda: clock() * speed
 
 
-async def _serve(settings: Settings, clock: Clock) -> int:
+async def _serve(settings: Settings, clock: Clock, wall: Clock) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    application = Application(settings, clock)
+    application = Application(settings, clock, wall=wall)
     async with application.running():
         _tune_gc()
         print(report(application), flush=True)

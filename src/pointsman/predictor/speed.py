@@ -296,6 +296,9 @@ class Speeds:
         """What is known of these endpoints, to be kept over a restart; None before anything is."""
         if self._pool is None:
             return None
+        self._pool.age(now_s)
+        for kind in self._kinds:
+            kind.fit.age(now_s)
         members: dict[Kind, list[Endpoint]] = {}
         for endpoint in endpoints:
             if self._names.get(endpoint.slot) == endpoint.name:

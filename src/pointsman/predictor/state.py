@@ -84,13 +84,21 @@ class LengthsState(msgspec.Struct, forbid_unknown_fields=True):
     """Least recently answered first."""
 
 
+class Kept(msgspec.Struct, forbid_unknown_fields=True):
+    """What a policy has learned."""
+
+    speeds: SpeedsState
+    lengths: LengthsState = msgspec.field(default_factory=LengthsState)
+    numbers: dict[str, float] = {}
+    """Of the policy's own, by name."""
+
+
 class State(msgspec.Struct, forbid_unknown_fields=True):
     """All of it."""
 
     saved_at_s: float
     """On the wall's clock, seconds since 1970."""
-    speeds: SpeedsState
-    lengths: LengthsState
+    kept: Kept
 
 
 class _Head(msgspec.Struct):

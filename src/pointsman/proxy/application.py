@@ -26,6 +26,7 @@ from pointsman.prefix.follow import follow
 from pointsman.proxy.admin import Admin
 from pointsman.proxy.data_layer import discovery_settings, metrics_settings, page_source
 from pointsman.proxy.gateway import Gateway
+from pointsman.proxy.learned_file import LearnedFile
 from pointsman.proxy.plane import Plane
 from pointsman.proxy.tracing import Tracing
 from pointsman.router import Observer, Router
@@ -51,7 +52,13 @@ def policy_of(settings: Settings) -> LoadedConfig:
 class Application:
     """The gateway with everything it stands on. ``running`` is its whole life."""
 
-    def __init__(self, settings: Settings, clock: Clock = time.monotonic, out: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock = time.monotonic,
+        out: TextIO | None = None,
+        wall: Clock = time.time,
+    ) -> None:
         self.settings = settings
         self.pool = Pool(clock, settings.breaker, settings.running_costs)
         self.index = PrefixIndex(
@@ -61,6 +68,8 @@ class Application:
         services = Services(self.index, clock, random.Random(settings.scheduling.seed))
         policy = policy_of(settings)
         scheduler = build_scheduler(policy, services)
+        learned = settings.learned
+        self.learned_file = LearnedFile(learned, self.pool, scheduler, wall) if learned.path else None
         self.telemetry = Telemetry(self._gauges)
         self.pool.listen(self._on_pool)
         self.decisions = DecisionRing(settings.decisions.keep)
@@ -99,6 +108,8 @@ class Application:
         """Learn the endpoints, listen, serve until the block ends, then drain."""
         await self.discovery.start()
         await self.scraper.learn(self.pool.members.values())
+        if self.learned_file:
+            await self.learned_file.load()
         if self.tracing:
             self.tracing.open()
         self.port = await self.gateway.start()
@@ -112,11 +123,15 @@ class Application:
                     self.gateway.run(),
                     self.access_log.run(),
                     *((self.tracing.run(),) if self.tracing else ()),
+                    *((self.learned_file.run(),) if self.learned_file else ()),
                 )
             ]
             try:
                 yield self
                 await self.gateway.drain()
+                self.plane.settle()
+                if self.learned_file:
+                    await self.learned_file.save()
             finally:
                 self.gateway.close()
                 for task in running:

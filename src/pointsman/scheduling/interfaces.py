@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from pointsman.predictor.learned import Learned
+from pointsman.predictor.state import Kept
 from pointsman.scheduling.cycle import Cycle, Services
 from pointsman.types import Decision, Endpoint, InferenceRequest, Outcome
 
@@ -75,3 +76,14 @@ class SaturationDetector(Protocol):
 class Learner(Protocol):
     def learned(self, endpoints: Sequence[Endpoint], now: float) -> Mapping[str, Learned]:
         """What it knows of these endpoints, by name; those are missing that it knows nothing of."""
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    def keep(self, endpoints: Sequence[Endpoint], now: float) -> Kept | None:
+        """What it knows of these endpoints, and whatever else is worth keeping over a restart; None before it
+        knows anything.
+        """
+
+    def recall(self, kept: Kept, at: float, now: float) -> None:
+        """Begin with what was known at ``at``, the less the longer ago that is; before the first request."""

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from pointsman.errors import PreconditionFailed, Saturated
 from pointsman.predictor.learned import Learned
+from pointsman.predictor.state import State
 from pointsman.registry import Plugin
 from pointsman.scheduling.cycle import Cycle, Services
 from pointsman.scheduling.interfaces import (
     Admitter,
     DispatchObserver,
+    Keeper,
     Learner,
     OutcomeObserver,
     Preparing,
@@ -49,6 +51,7 @@ class Scheduler:
         self._admitters = [p for p in plugins if isinstance(p, Admitter)]
         self._dispatch = [p for p in plugins if isinstance(p, DispatchObserver)]
         self._learners = [p for p in plugins if isinstance(p, Learner)]
+        self._keepers = [p for p in plugins if isinstance(p, Keeper)]
         self._outcome = [p for p in plugins if isinstance(p, OutcomeObserver)]
         for plugin in plugins:
             if isinstance(plugin, Preparing):
@@ -66,6 +69,23 @@ class Scheduler:
         for learner in self._learners:
             found.update(learner.learned(endpoints, self.services.clock()))
         return found
+
+    def state(self, endpoints: Sequence[Endpoint], wall_s: float) -> State | None:
+        """What the policy knows of these endpoints and of answers, to be kept over a restart; None where it
+        knows nothing yet or never does. ``wall_s`` is now in seconds since 1970.
+        """
+        now_s = self.services.clock()
+        for keeper in self._keepers:
+            kept = keeper.keep(endpoints, now_s)
+            if kept is not None:
+                return State(wall_s, kept)
+        return None
+
+    def restore(self, state: State, passed_s: float) -> None:
+        """Begin with what was known ``passed_s`` ago, before the first request."""
+        now_s = self.services.clock()
+        for keeper in self._keepers:
+            keeper.recall(state.kept, now_s - passed_s, now_s)
 
     def schedule(self, request: InferenceRequest, endpoints: Sequence[Endpoint]) -> Decision:
         """Choose among ``endpoints`` (not empty) and tell the observers that the request goes there.
