@@ -18,6 +18,10 @@ PRIOR: Coefficients = (0.010, 30e-6, 80e-9, 1 / 12_000)
 order of magnitude matters, and only for the first few requests.
 """
 HALF_LIFE_S = 300.0
+TYPICAL_S = 0.02
+"""A step that counts for what its sample took."""
+MAX_TIMES = 3.0
+"""A sample counts as so many times what was expected at most."""
 _RIDGE_S = 0.3
 """The prior weighs as much as samples over so many seconds."""
 _LEAST = tuple(0.02 * c / unit for c, unit in zip(PRIOR, UNITS, strict=True))
@@ -75,13 +79,21 @@ class StepFit:
         tokens a step) over ``weight_s`` seconds.
         """
         scaled = [f * unit for f, unit in zip(features, UNITS, strict=True)]
+        # How far off a sample is matters in relation to what was expected, and no freak goes far.
+        expected_s = self.step_s(features)
+        step_s = min(MAX_TIMES * expected_s, step_s)
+        relative = weight_s * (TYPICAL_S / expected_s) ** 2
         for i in _SIZE:
-            weighted = weight_s * scaled[i]
+            weighted = relative * scaled[i]
             self._moment[i] += weighted * step_s
             row = self._gram[i]
             for j in _SIZE:
                 row[j] += weighted * scaled[j]
         self.weight_s += weight_s
+
+    def step_s(self, features: Sequence[float]) -> float:
+        """What is expected at ``features``."""
+        return sum([c * f for c, f in zip(self.coefficients, features, strict=True)])
 
     def solve(self, prior: Coefficients) -> None:
         """Bring ``coefficients`` up to date. Who would fall below its least value is held there and the

@@ -37,6 +37,8 @@ MAX_GAP_S = 1.0
 QUIET_SAMPLE_S = 0.2
 PREFILL_SAMPLE_S = 2.0
 """Length of a sample without and with prefill in it."""
+MAX_PREFILL_SHARE = 0.6
+"""Of a sample: with more it says nothing of decode steps."""
 FACTOR_MEMORY_S = 6.0
 FACTOR_PRIOR_S = 1.0
 """An endpoint is believed to be like its siblings as if that had been seen for so long."""
@@ -81,6 +83,8 @@ class Sample(msgspec.Struct, frozen=True):
     """As ``StepFit.add`` takes them."""
     step_s: float
     span_s: float
+    prefill_tokens: float
+    """That were to be computed in it, at most: those that were begun, or those that waited."""
 
 
 class Kind:
@@ -134,12 +138,14 @@ class Speed:
         "_first_outputs",
         "_first_wait_s",
         "_opened_s",
+        "_queued",
         "_sequence_s",
         "_sequences",
         "_tokens",
         "_tokens_before",
         "_uncached",
         "_uncached_before",
+        "_waiting",
         "kind",
         "log_factor",
         "said",
@@ -162,6 +168,7 @@ class Speed:
         self._first_outputs = load.first_outputs
         self._first_wait_s = load.first_wait_s
         self._ahead = load.ahead_tokens
+        self._queued = load.tokens
         if metrics.generation_tokens:
             self._at_s, self._tokens = metrics.at_s, metrics.generation_tokens
             self._sequences = metrics.running
@@ -174,6 +181,7 @@ class Speed:
     def _open(self) -> None:
         self._opened_s, self._tokens_before, self._uncached_before = self._at_s, self._tokens, self._uncached
         self._sequence_s = self._context_s = 0.0
+        self._waiting = self._queued
 
     @property
     def step(self) -> tuple[float, float, float]:
@@ -224,23 +232,23 @@ class Speed:
         self._context_s += context_tokens * passed_s
         span_s = self._at_s - self._opened_s
         prefill = self._uncached - self._uncached_before
+        self._waiting = max(self._waiting, self._queued)
         came = self._tokens - self._tokens_before
         if span_s < (PREFILL_SAMPLE_S if prefill else QUIET_SAMPLE_S) or came < 2 * self._sequence_s / span_s:
             return None
         mean = self._sequence_s / span_s
         steps = came / mean
-        found = Sample((1.0, mean, self._context_s / span_s, prefill / steps), span_s / steps, span_s)
+        features = 1.0, mean, self._context_s / span_s, prefill / steps
+        found = Sample(features, span_s / steps, span_s, max(prefill, self._waiting))
         self._open()
         return found
 
-    def compare(self, sample: Sample) -> None:
+    def compare(self, sample: Sample, weight_s: float) -> None:
         """Learn how it differs from its siblings."""
-        coefficients = self.kind.fit.coefficients
-        expected_s = sum(c * f for c, f in zip(coefficients, sample.features, strict=True))
-        off = log(max(1 / MAX_FACTOR, min(MAX_FACTOR, sample.step_s / expected_s)))
+        off = log(max(1 / MAX_FACTOR, min(MAX_FACTOR, sample.step_s / self.kind.fit.step_s(sample.features))))
         kept = exp(-sample.span_s / FACTOR_MEMORY_S)
-        self._drift = self._drift * kept + off * sample.span_s
-        self._drift_weight_s = self._drift_weight_s * kept + sample.span_s
+        self._drift = self._drift * kept + off * weight_s
+        self._drift_weight_s = self._drift_weight_s * kept + weight_s
         self._set_factor()
 
     def _fade(self, passed_s: float) -> None:
@@ -342,10 +350,13 @@ class Speeds:
                 kind.prefill.add(prefill_s, prefill_tokens)
                 self._pool_prefill.add(prefill_s, prefill_tokens)
             if sample is not None:
-                pool.add(sample.features, sample.step_s, sample.span_s)
-                own_s = sample.step_s / exp(speed.log_factor - kind.factor)
-                kind.fit.add(sample.features, own_s, sample.span_s)
-                speed.compare(sample)
+                busy = sample.prefill_tokens * self.token_s(endpoint.slot) / sample.span_s
+                if busy < MAX_PREFILL_SHARE:
+                    weight_s = sample.span_s * (1.0 - busy) ** 2
+                    pool.add(sample.features, sample.step_s, weight_s)
+                    own_s = sample.step_s / exp(speed.log_factor - kind.factor)
+                    kind.fit.add(sample.features, own_s, weight_s)
+                    speed.compare(sample, weight_s)
         self._solve(pool)
         self._drift.look(((e.name, self.by_slot[e.slot]) for e in endpoints), now_s)
 
