@@ -90,10 +90,14 @@ class Lengths:
                 kept = 0.5 ** (tokens / BYTES_MEMORY_TOKENS)
                 self._bytes = self._bytes * kept + outcome.response_bytes
                 self._tokens = self._tokens * kept + tokens
+            return
+        given = self._given(request, outcome, predicted)
+        if given < 1:
+            return
+        if outcome.ending is Ending.OK:  # of a stream whose client did not ask for its usage
+            self.add(request, given)
         elif outcome.ending in (Ending.CANCELLED, Ending.FAILED):
-            given = self._given(request, outcome, predicted)
-            if given >= 1:
-                self.left(request, given)
+            self.left(request, given)
 
     def state(self) -> LengthsState:
         """What is kept over a restart."""
@@ -120,10 +124,12 @@ class Lengths:
             self.groups[each.key] = _restored(each, parent, GROUP_PRIOR, GROUP_MEMORY, kept)
 
     def _given(self, request: InferenceRequest, outcome: Outcome, predicted: Prediction | None) -> float:
-        """How many tokens there were when it was broken off: by the bytes of a stream, else by the time."""
+        """How many tokens there were in the end: by the bytes of a stream, else by the time until it was
+        broken off.
+        """
         if request.stream and outcome.response_bytes:
             return outcome.response_bytes * self._tokens / self._bytes / request.n
-        if predicted is None or (request.stream and outcome.ttft_s is None):
+        if outcome.ending is Ending.OK or predicted is None or (request.stream and outcome.ttft_s is None):
             return 0.0
         first_s = outcome.ttft_s or predicted.queue_s + predicted.prefill_s
         return max(0.0, outcome.duration_s - first_s) / predicted.step_s
