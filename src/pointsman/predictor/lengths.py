@@ -124,11 +124,13 @@ class Lengths:
             self.groups[each.key] = _restored(each, parent, GROUP_PRIOR, GROUP_MEMORY, kept)
 
     def _given(self, request: InferenceRequest, outcome: Outcome, predicted: Prediction | None) -> float:
-        """How many tokens there were in the end: by the bytes of a stream, else by the time until it was
-        broken off.
+        """How many tokens there were in the end: by the bytes of a stream, else by what the engine's counters
+        tell, or by the time until it was broken off.
         """
         if request.stream and outcome.response_bytes:
             return outcome.response_bytes * self._tokens / self._bytes / request.n
+        if outcome.likely_tokens:
+            return outcome.likely_tokens
         if outcome.ending is Ending.OK or predicted is None or (request.stream and outcome.ttft_s is None):
             return 0.0
         first_s = outcome.ttft_s or predicted.queue_s + predicted.prefill_s
