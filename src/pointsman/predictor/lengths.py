@@ -83,21 +83,18 @@ class Lengths:
 
     def observe(self, request: InferenceRequest, outcome: Outcome, predicted: Prediction | None) -> None:
         """The request is over, however it ended."""
-        tokens = outcome.usage.output_tokens
-        if tokens:
-            self.add(request, tokens / request.n)
-            if request.stream and outcome.response_bytes:
-                kept = 0.5 ** (tokens / BYTES_MEMORY_TOKENS)
-                self._bytes = self._bytes * kept + outcome.response_bytes
-                self._tokens = self._tokens * kept + tokens
+        usage = outcome.usage.output_tokens
+        tokens = usage / request.n if usage else self._given(request, outcome, predicted)
+        if tokens < 1:
             return
-        given = self._given(request, outcome, predicted)
-        if given < 1:
-            return
-        if outcome.ending is Ending.OK:  # of a stream whose client did not ask for its usage
-            self.add(request, given)
+        if outcome.ending is Ending.OK:
+            self.add(request, tokens)
         elif outcome.ending in (Ending.CANCELLED, Ending.FAILED):
-            self.left(request, given)
+            self.left(request, tokens)
+        if usage and request.stream and outcome.response_bytes:
+            kept = 0.5 ** (usage / BYTES_MEMORY_TOKENS)
+            self._bytes = self._bytes * kept + outcome.response_bytes
+            self._tokens = self._tokens * kept + usage
 
     def state(self) -> LengthsState:
         """What is kept over a restart."""
