@@ -138,9 +138,15 @@ def test_an_error_that_is_too_large_is_named(trace: str, tmp_path: Path) -> None
     errors = compared(recorded(read_recording(wrong), SLO), [planned(wrong)])
     assert {each.figure for each in errors if not each.believable} >= {"TPOT p50", "TPOT p99"}
     assert "DO NOT BELIEVE what follows of TTFT" in error_text(errors) or "of TPOT" in error_text(errors)
-    slow = tampered(trace, tmp_path, prefill_tok_s=0.2)
-    errors = compared(recorded(read_recording(slow), SLO), [planned(slow)])
-    assert "TTFT p99" in {each.figure for each in errors if not each.believable}
+
+
+def test_the_cost_of_prefill_is_read_off_the_requests(trace: str, tmp_path: Path) -> None:
+    for path in (trace, tampered(trace, tmp_path, prefill_tok_s=2.0)):
+        _, fleet, _ = fleet_of(path)
+        for item in fleet.items:
+            found, true = item.parameters(), FleetItem(accelerator=item.accelerator).parameters()
+            assert found.prefill_tokens_per_s == pytest.approx(true.prefill_tokens_per_s, rel=0.25)
+            assert found.prefill_step_s == pytest.approx(true.prefill_step_s, rel=0.4)
 
 
 def test_what_is_planned_is_what_the_true_engines_do(trace: str) -> None:
@@ -148,7 +154,7 @@ def test_what_is_planned_is_what_the_true_engines_do(trace: str) -> None:
     under = policy_of(recording.header.policy)
 
     def seeds(engines: Fleet) -> Result:
-        tasks = [Task(source=source(trace, scale=2.0), fleet=engines, policy=under, seed=i) for i in range(3)]
+        tasks = [Task(source=source(trace), fleet=engines, policy=under, seed=i) for i in range(3)]
         return merged([replay(task) for task in tasks])
 
     for changed in (add(fleet, "2xmi325x", kinds), remove(fleet, "1xh100-nvl")):
