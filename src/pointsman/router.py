@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 
+from msgspec.structs import replace
+
 from pointsman import api
 from pointsman.endpoints.pool import Pool
 from pointsman.errors import BadRequest, ModelNotFound, NoEndpoints, PreconditionFailed, Saturated
 from pointsman.predictor.token_bytes import TokenBytes
 from pointsman.scheduling.scheduler import Scheduler
-from pointsman.types import Decision, InferenceRequest, Load, Outcome
+from pointsman.types import Decision, InferenceRequest, Load, Outcome, UnderWay
 
 Observer = Callable[[InferenceRequest, Decision | None, Outcome], None]
 """Told of every request's end, also of those refused before a decision."""
@@ -30,10 +32,12 @@ class Flight:
     negative.
     """
 
-    __slots__ = ("_ahead_tokens", "_load", "_tokens", "decision", "guess", "request", "tried")
+    __slots__ = ("_load", "_number", "_seen", "_under_way", "decision", "guess", "request", "tried")
 
-    def __init__(self, request: InferenceRequest, decision: Decision) -> None:
+    def __init__(self, request: InferenceRequest, decision: Decision, seen: bool = True) -> None:
+        """``seen``: we see its response."""
         self.request = request
+        self._seen = seen and request.stream  # else it is the whole answer that we see
         self.tried: list[str] = []
         """Endpoints this request has been sent to; it is never sent to one of them again."""
         self.guess = False
@@ -47,10 +51,13 @@ class Flight:
         self.decision = decision
         self.tried.append(chosen.name)
         load = self._load = chosen.load
-        self._tokens = tokens = decision.prompt_tokens - decision.matched_tokens
+        tokens = decision.prompt_tokens - decision.matched_tokens
         load.requests += 1
         load.tokens += tokens
-        self._ahead_tokens = load.tokens
+        self._number = load.sent
+        self._under_way = load.before_first[load.sent] = UnderWay(
+            decision.at_s, tokens, load.tokens, self._seen
+        )
         load.context_tokens += decision.prompt_tokens
         load.since_sum_s += decision.at_s
         load.sent += 1
@@ -58,20 +65,20 @@ class Flight:
 
     def first_output(self, now: float) -> None:
         """The prefill is over: its tokens no longer weigh on the endpoint."""
-        load = self._load
-        if load is not None:
-            load.tokens -= self._tokens
-            self._tokens = 0
-            load.changes += 1
-            if self.request.stream:  # else it was the whole answer that took so long
-                load.first_outputs += 1
-                load.first_wait_s += now - self.decision.at_s
-                load.ahead_tokens += self._ahead_tokens
+        if self._load is not None:
+            self._load.first_output(self._number, now - self.decision.at_s if self._seen else None)
 
     def received(self, body_bytes: int) -> None:
         """So much more of the response has come."""
         if self._load is not None:
             self._load.received_bytes += body_bytes
+
+    def likely_tokens(self) -> float | None:
+        """Output tokens so far, by how far others at the endpoint got since its first; None without a sign of
+        either.
+        """
+        load, first = self._load, self._under_way.first_step
+        return load.steps - first + 1 if load is not None and first is not None and load.steps else None
 
     def release(self) -> None:
         """The endpoint is rid of this request. Later calls do nothing."""
@@ -79,7 +86,7 @@ class Flight:
         if load is not None:
             self._load = None
             load.requests -= 1
-            load.tokens -= self._tokens
+            load.first_output(self._number, None)
             load.context_tokens -= self.decision.prompt_tokens
             load.since_sum_s = load.since_sum_s - self.decision.at_s if load.requests else 0.0
             load.changes += 1
@@ -94,9 +101,13 @@ class Router:
         scheduler: Scheduler,
         observers: Sequence[Observer] = (),
         parsers: Collection[str] | None = None,
+        *,
+        sees_responses: bool = True,
     ) -> None:
+        """Without ``sees_responses`` a request's first output is known from the engine's counters alone."""
         self.pool = pool
         self._scheduler = scheduler
+        self._sees_responses = sees_responses
         self._parsers = parsers
         """Names of the formats to read, ``passthrough`` for the others; None: all of them."""
         self._observers = tuple(observers)
@@ -121,7 +132,7 @@ class Router:
         if request.state_id:
             holder = self._holders.get(request.state_id)
             endpoints = [e for e in endpoints if e.name == holder] or endpoints
-        flight = Flight(request, self._scheduler.schedule(request, endpoints))
+        flight = Flight(request, self._scheduler.schedule(request, endpoints), self._sees_responses)
         if request.state_id:
             flight.guess = holder is None
         if self.pool.troubled:
@@ -154,6 +165,8 @@ class Router:
 
     def close(self, flight: Flight, outcome: Outcome) -> None:
         """The request is over: the load is given back and everybody who learns from it is told."""
+        if outcome.usage.output_tokens is None:
+            outcome = replace(outcome, likely_tokens=flight.likely_tokens())
         flight.release()
         decision = flight.decision
         decision.outcome = outcome

@@ -84,27 +84,55 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     generation_tokens: float = 0.0
     """Output tokens since the engine started; 0.0 where it does not say."""
     preemptions: float = 0.0
+    first_tokens: float = 0.0
+    """Requests that have had their first token since the engine started, and the seconds from their arrival
+    to it in all.
+    """
+    first_wait_s: float = 0.0
+    ended: float = 0.0
+    """Requests that have left the engine since it started, however they did."""
     attributes: Mapping[str, float] = {}
     """Custom metrics by attribute key (core-metrics-extractor's ``customMetrics``)."""
+
+
+class UnderWay:
+    """A request in flight at an endpoint."""
+
+    __slots__ = ("ahead_tokens", "first_step", "seen", "sent_s", "tokens")
+
+    def __init__(self, sent_s: float, tokens: int, ahead_tokens: int, seen: bool) -> None:
+        self.sent_s = sent_s
+        self.tokens = tokens
+        """Its uncached prompt tokens."""
+        self.ahead_tokens = ahead_tokens
+        """The same, and those queued before them."""
+        self.seen = seen
+        """We shall see its first output; else only the engine's counters tell of it."""
+        self.first_step: float | None = None
+        """``Load.steps`` at its first output."""
 
 
 class Load:
     """What we have in flight at one endpoint right now: exact, known at once, owned by the pool; and counts
     of what came out of it so far.
 
-    Only ``router.Flight`` and the exchange that owns it write here, so that nothing leaks or goes negative.
+    Only ``router.Flight`` and the exchange that owns it write here, so that nothing leaks or goes negative;
+    and the pool, what engines' counters tell of.
     """
 
     __slots__ = (
         "ahead_tokens",
+        "before_first",
         "changes",
         "context_tokens",
         "first_outputs",
         "first_wait_s",
+        "others",
         "received_bytes",
         "requests",
         "sent",
         "since_sum_s",
+        "steps",
         "tokens",
     )
 
@@ -123,12 +151,35 @@ class Load:
         """
         self.first_wait_s = 0.0
         self.ahead_tokens = 0
+        self.before_first: dict[int, UnderWay] = {}
+        """Those whose first output is still to come, by what ``sent`` was when they were sent: the oldest
+        first.
+        """
+        self.others = 0.0
+        """Requests at the endpoint that others sent, as its metrics page said last; 0 without one."""
+        self.steps = 0.0
+        """Tokens that each running request has been given so far, as the engine's counters tell."""
         self.received_bytes = 0
         """Response bytes so far, a moment late."""
         self.sent = 1
         """Grows with each request that is sent here; begins at one."""
         self.changes = 1
         """Grows with each change of what is in flight: whoever computes something from it can tell."""
+
+    def first_output(self, number: int, wait_s: float | None) -> None:
+        """The request sent as ``number`` has been computed; ``wait_s`` is how long that took, None where it
+        is not known. Later calls do nothing.
+        """
+        request = self.before_first.pop(number, None)
+        if request is None:
+            return
+        self.tokens -= request.tokens
+        request.first_step = self.steps
+        self.changes += 1
+        if wait_s is not None:
+            self.first_outputs += 1
+            self.first_wait_s += wait_s
+            self.ahead_tokens += request.ahead_tokens
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,6 +242,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     request_bytes: int = 0
     response_bytes: int = 0
     usage: Usage = Usage()
+    likely_tokens: float | None = None
+    """Where the usage has no output tokens: how many there were, by how far others at the endpoint got."""
     reason: str = ""
     """Stable word for what went wrong; empty when nothing did."""
 

@@ -59,10 +59,10 @@ def test_a_long_prompt_is_cut_and_comes_back_as_it_was() -> None:
     body = b'{"prompt":"' + text + b'","model":"m"}'
     found = cut(body)
     assert found is not None
-    skeleton, shifts = found
+    skeleton = found[0]
     assert len(skeleton) < 100
     assert text not in skeleton
-    assert uncut(skeleton, skeleton, shifts, body) == body
+    assert uncut(skeleton, found, body) == body
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,15 @@ def test_a_body_cannot_smuggle_a_mark() -> None:
     assert len(MARK) > 16
     body = json.dumps({"model": "m", "note": "@cut-0@", "prompt": "y" * (WORTH_BYTES + LONG_BYTES)}).encode()
     assert bytes(read(body).note) == b'"@cut-0@"'
+
+
+@pytest.mark.parametrize(
+    "gap", [b"[" + b"17, " * 2000 + b"5]", b" " * 8000 + b"3"], ids=["token ids", "spaces"]
+)
+def test_what_is_long_and_no_string_is_read_as_it_is(gap: bytes) -> None:
+    long = b'"' + b"z" * 2000 + b'"'
+    body = b'{"messages":[' + long + b'],"note":"n","prompt":' + gap + b',"model":"m"}'
+    got = read(body)
+    assert got.model == "m"
+    assert bytes(got.messages) == b"[" + long + b"]"
+    assert bytes(got.prompt).strip() == gap.strip()

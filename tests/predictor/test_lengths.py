@@ -83,6 +83,27 @@ def test_streams_that_clients_leave_are_counted_as_far_as_they_came() -> None:
     assert lengths.of(made).mean == pytest.approx(1000, rel=0.12)
 
 
+def test_usage_so_far_of_a_stream_that_was_left_is_not_its_length() -> None:
+    lengths = Lengths()
+    for _ in range(50):
+        so_far = Outcome(ending=Ending.CANCELLED, status=200, usage=Usage(output_tokens=100))
+        lengths.observe(request(), so_far, PREDICTED)
+        ended(lengths, request(), 1000)
+    assert lengths.of(request()).quantile(0.05) == pytest.approx(1000, rel=0.1)
+
+
+def test_streams_without_usage_are_measured_by_their_bytes() -> None:
+    lengths = Lengths()
+    told, untold = request(stream=True, model="told"), request(stream=True, model="untold")
+    for _ in range(100):
+        ended(lengths, told, 500, response_bytes=500 * 80)
+        lengths.observe(untold, Outcome(ending=Ending.OK, status=200, response_bytes=200 * 80), PREDICTED)
+    assert lengths.of(untold).mean == pytest.approx(200, rel=0.1)
+    whole = Outcome(ending=Ending.OK, status=200, response_bytes=5000, duration_s=9.0)
+    lengths.observe(request(model="whole"), whole, PREDICTED)  # whoever is told no usage knows nothing
+    assert lengths.of(request(model="whole")) is lengths.pool
+
+
 def test_without_bytes_the_time_tells_how_far_an_answer_came() -> None:
     lengths = Lengths()
     for _ in range(50):

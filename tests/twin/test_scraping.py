@@ -34,7 +34,7 @@ def run(router: RouterCost) -> tuple[list[StageRun], int]:
         router=router,
     )
     run = Simulation(scenario, policy("llm-d-blend"))
-    run.scraping = counting = Counting(run.events, run.pool, run.servers, scenario.metrics_interval_s)
+    run.scraping = counting = Counting(run.events, [run.pool], run.servers, scenario.metrics_interval_s)
     return run.run(), counting.reads
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import msgspec
 from msgspec import Raw
 
-from pointsman.api.cutting import MARK, cut, uncut
+from pointsman.api.cutting import MARK, Cut, cut, uncut
 from pointsman.api.format import Parse, passthrough
 from pointsman.api.prompts import ABSENT
 from pointsman.errors import BadRequest
@@ -94,16 +94,16 @@ def reader(shape: type[B]) -> Callable[[bytes], B]:
     lenient = _lenient(shape)
     raw_fields = [name for name, hint in get_type_hints(shape).items() if hint is Raw]
 
-    def read_cut(body: bytes, skeleton: bytes, shifts: list[int]) -> B | None:
+    def read_cut(body: bytes, found: Cut) -> B | None:
         """The fields of a body from its skeleton; None when only the whole body can tell."""
         try:
-            fields = decode(skeleton)
+            fields = decode(found[0])
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
         for name in raw_fields:
             value = getattr(fields, name)
             if value is not ABSENT and MARK in (part := bytes(value)):
-                setattr(fields, name, uncut(part, skeleton, shifts, body))  # bytes serve as well as Raw
+                setattr(fields, name, uncut(part, found, body))  # bytes serve as well as Raw
         if fields.model and _MARK in fields.model:
             return None
         return fields
@@ -111,7 +111,7 @@ def reader(shape: type[B]) -> Callable[[bytes], B]:
     def read(body: bytes) -> B:
         found = cut(body)
         if found is not None:
-            fields = read_cut(body, *found)
+            fields = read_cut(body, found)
             if fields is not None:
                 return fields
         try:

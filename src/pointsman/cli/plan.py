@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pointsman.errors import SettingsError
 
@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from pointsman.twin.plan_tables import Alternative, Compared
     from pointsman.twin.policies import Policy
 
+N = TypeVar("N", int, float)
+
 NAME = "plan"
 HELP = "what a recorded load would have met on another fleet"
 LAST = 20_000
 NOT_MODELLED = """\
-not modelled: the network and the router's own time; engine options other than the sizes of KV cache and
-block (batches grow as KV allows, up to 1,024); endpoints that come, go, fail or change their speed meanwhile;
-answers found again in the cache by the next turn; sessions, priorities and adapters being loaded; clients
-that send more or less because they are served quicker or slower. Speeds at loads that were not seen while
-they were learned are extrapolated."""
+not modelled: the network and the router's own time; engine options other than the sizes of KV cache, block
+and batch (what --max-num-seqs says); endpoints that come, go, fail or change their speed meanwhile; answers
+found again in the cache by the next turn; sessions, priorities and adapters being loaded; clients that send
+more or less because they are served quicker or slower. Speeds at loads that were not seen while they were
+learned are extrapolated."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     add = how.add_argument
     add("--last", type=int, default=LAST, metavar="N", help="requests, the last ones; default: %(default)s")
-    add("--seeds", type=int, default=1, metavar="N", help="replays of each, averaged; default: %(default)s")
+    add("--seeds", type=int, default=3, metavar="N", help="replays of each, averaged; default: %(default)s")
+    add("--max-num-seqs", action="append", default=[], metavar="KIND=N", help="of its engines; default: 1024")
     add("--jobs", type=int, metavar="N", help="processes; default: the number of cores")
     add("--json", action="store_true", help="JSON instead of tables")
 
@@ -83,15 +86,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pointsman.bench.report import Slo
     from pointsman.bench.workloads.recorded import read_recording
-    from pointsman.twin.plan import Source, Task, policy_of, recorded
+    from pointsman.twin.plan import Source, Task, merged, policy_of, recorded
     from pointsman.twin.plan_fleet import Kinds, prices_of, recorded_fleet
     from pointsman.twin.plan_tables import Alternative, compared
 
     _check(args)
     recording = read_recording(args.trace, args.last)
     fleet, remarks = recorded_fleet(recording)
-    kinds = Kinds(fleet, list(dict.fromkeys(r.model for r in recording.requests if r.model)))
-    prices = prices_of(recording, fleet) | _prices(args.price, kinds)
+    limits = _numbers("--max-num-seqs", args.max_num_seqs, Kinds(fleet), int)
+    kinds = Kinds(fleet, list(dict.fromkeys(r.model for r in recording.requests if r.model)), limits)
+    fleet = kinds.limited(fleet)
+    prices = prices_of(recording, fleet) | _numbers("--price", args.price, kinds, float)
     policy = policy_of(recording.header.policy)
     slo = Slo(*(limit and limit / 1000 for limit in (args.slo_ttft_ms, args.slo_tpot_ms)))
     was = Source(path=args.trace, last=args.last, slo=slo)
@@ -110,13 +115,14 @@ def run(args: argparse.Namespace) -> int:
         for _, source, fleet, policy in wanted
         for seed in range(args.seeds)
     ]
-    results = _merged(_each(args, tasks), args.seeds)
+    replays = _each(args, tasks)
+    results = [merged(replays[i : i + args.seeds]) for i in range(0, len(replays), args.seeds)]
     alternatives = [
         Alternative(name=name, policy=policy.name, fleet=fleet, result=result, price=fleet.price(prices))
         for (name, _, fleet, policy), result in zip(wanted, results, strict=True)
     ]
     happened = recorded(recording, slo)
-    errors = compared(happened, results[0])
+    errors = compared(happened, replays[: args.seeds])
     remarks += [
         f"no {kind} was recorded: its speed is that of the simulator's {kind}"
         for kind in dict.fromkeys(kind for a in alternatives for kind in a.fleet.counts)
@@ -195,12 +201,6 @@ def _each(args: argparse.Namespace, tasks: Sequence[Task]) -> list[Result]:
     return each(replay, tasks, _jobs(args))
 
 
-def _merged(results: Sequence[Result], seeds: int) -> list[Result]:
-    from pointsman.twin.plan import merged
-
-    return [merged(results[i : i + seeds]) for i in range(0, len(results), seeds)]
-
-
 def _jobs(args: argparse.Namespace) -> int:
     return args.jobs or len(os.sched_getaffinity(0))
 
@@ -223,21 +223,22 @@ def _check(args: argparse.Namespace) -> None:
             raise SettingsError(f"{option}: must be a number above 0")
 
 
-def _prices(texts: Sequence[str], kinds: Kinds) -> dict[str, float]:
+def _numbers(option: str, texts: Sequence[str], kinds: Kinds, number: Callable[[str], N]) -> dict[str, N]:
+    """``KIND=NUMBER`` of an option, each above 0."""
     found = {}
     for text in texts:
-        kind, equals, value = text.partition("=")
+        kind, _, value = text.partition("=")
         try:
-            price = float(value)
+            parsed = number(value)
         except ValueError:
-            price = 0.0
-        if not equals or not 0 < price < float("inf"):
-            raise SettingsError(f"--price: {text!r}: write KIND=PRICE, as in mi325x=3.2")
+            parsed = number("0")
+        if not 0 < parsed < float("inf"):
+            raise SettingsError(f"{option}: {text!r}: write KIND=NUMBER, as in mi325x=3.2")
         try:
             kinds.find(kind)
         except SettingsError as error:
-            raise SettingsError(f"--price: {error.message}") from error
-        found[kind] = price
+            raise SettingsError(f"{option}: {error.message}") from error
+        found[kind] = parsed
     return found
 
 

@@ -16,6 +16,7 @@ from pointsman.config import RunningCost
 from pointsman.endpoints.breaker import Breaker, State
 from pointsman.endpoints.spending import Spending
 from pointsman.endpoints.target import Target
+from pointsman.endpoints.unseen import Asked, Unseen
 from pointsman.errors import ModelNotFound, NoEndpoints
 from pointsman.types import Clock, Endpoint, Load, Metrics
 
@@ -36,6 +37,7 @@ class Member:
         "source",
         "spending",
         "target",
+        "unseen",
     )
 
     def __init__(
@@ -50,6 +52,7 @@ class Member:
         self.reached = False
         """It has answered anything since it joined or since it was last unreachable."""
         self.models_detail: tuple[dict[str, Any], ...] = ()
+        self.unseen = Unseen()
 
     @property
     def usable(self) -> bool:
@@ -219,8 +222,10 @@ class Pool:
             member.endpoint = replace(member.endpoint, models=ids)
             self._changed()
 
-    def learn_metrics(self, name: str, engine: str, metrics: Metrics, restarted: bool) -> None:
-        """What the endpoint's metrics page says."""
+    def learn_metrics(
+        self, name: str, engine: str, metrics: Metrics, restarted: bool, asked: Asked | None = None
+    ) -> None:
+        """What the endpoint's metrics page says; ``asked`` is what was in flight there when it was asked."""
         member = self.members.get(name)
         if member is None:
             return
@@ -229,6 +234,8 @@ class Pool:
         if engine != before.engine and self._running_costs:
             self._settle(member)
         self._stale = True
+        if asked is not None:
+            member.unseen.read(before.load, metrics, asked)
         self._reached(member)
         if restarted:
             self._tell("restarted", member.endpoint)

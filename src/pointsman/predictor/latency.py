@@ -54,7 +54,8 @@ class Latencies:
             slot = endpoint.slot
             _, sequence_s, context_s = speeds[slot].step
             step = step_s[slot]
-            wait_s = max(queue_s[slot], waiting.seconds(endpoint, now_s))
+            wait_s = queue_s[slot]
+            wait_s = max(wait_s, waiting.seconds(endpoint, now_s, wait_s))
             prefill_s = step + (prompt_tokens - cached.get(slot, 0)) * token_s[slot]
             found.append(Prediction(wait_s, prefill_s, step + sequence_s + context_s * context))
         return found

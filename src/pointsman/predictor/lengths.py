@@ -83,17 +83,18 @@ class Lengths:
 
     def observe(self, request: InferenceRequest, outcome: Outcome, predicted: Prediction | None) -> None:
         """The request is over, however it ended."""
-        tokens = outcome.usage.output_tokens
-        if tokens:
-            self.add(request, tokens / request.n)
-            if request.stream and outcome.response_bytes:
-                kept = 0.5 ** (tokens / BYTES_MEMORY_TOKENS)
-                self._bytes = self._bytes * kept + outcome.response_bytes
-                self._tokens = self._tokens * kept + tokens
+        usage = outcome.usage.output_tokens
+        tokens = usage / request.n if usage else self._given(request, outcome, predicted)
+        if tokens < 1:
+            return
+        if outcome.ending is Ending.OK:
+            self.add(request, tokens)
         elif outcome.ending in (Ending.CANCELLED, Ending.FAILED):
-            given = self._given(request, outcome, predicted)
-            if given >= 1:
-                self.left(request, given)
+            self.left(request, tokens)
+        if usage and request.stream and outcome.response_bytes:
+            kept = 0.5 ** (usage / BYTES_MEMORY_TOKENS)
+            self._bytes = self._bytes * kept + outcome.response_bytes
+            self._tokens = self._tokens * kept + usage
 
     def state(self) -> LengthsState:
         """What is kept over a restart."""
@@ -120,10 +121,14 @@ class Lengths:
             self.groups[each.key] = _restored(each, parent, GROUP_PRIOR, GROUP_MEMORY, kept)
 
     def _given(self, request: InferenceRequest, outcome: Outcome, predicted: Prediction | None) -> float:
-        """How many tokens there were when it was broken off: by the bytes of a stream, else by the time."""
+        """How many tokens there were in the end: by the bytes of a stream, else by what the engine's counters
+        tell, or by the time until it was broken off.
+        """
         if request.stream and outcome.response_bytes:
             return outcome.response_bytes * self._tokens / self._bytes / request.n
-        if predicted is None or (request.stream and outcome.ttft_s is None):
+        if outcome.likely_tokens:
+            return outcome.likely_tokens
+        if outcome.ending is Ending.OK or predicted is None or (request.stream and outcome.ttft_s is None):
             return 0.0
         first_s = outcome.ttft_s or predicted.queue_s + predicted.prefill_s
         return max(0.0, outcome.duration_s - first_s) / predicted.step_s

@@ -88,6 +88,10 @@ def _engine(config: EngineConfig, ours: EngineMetrics | None) -> EngineMetrics:
         kv_blocks=config.cache_num_blocks_spec,
         prefix_queries=base.prefix_queries,
         prefix_hits=base.prefix_hits,
+        generation_tokens=base.generation_tokens,
+        preemptions=base.preemptions,
+        ttft=base.ttft,
+        ended=base.ended,
         attributes={metric.attribute_key: metric.metric_spec for metric in config.custom_metrics},
     )
 

@@ -4,9 +4,6 @@ business.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 import httptools
 
 from pointsman.api import Format
@@ -37,39 +34,6 @@ MAX_LENGTH_DIGITS = 15
 MAX_ID_BYTES = 128
 
 
-class Headers(Mapping[str, str]):
-    """Lower-cased request headers, decoded when somebody asks. Heads repeat, so answers are kept."""
-
-    __slots__ = ("_asked", "raw")
-
-    def __init__(self, raw: dict[bytes, bytes]) -> None:
-        self.raw = raw
-        self._asked: dict[str, str | None] = {}
-
-    def get(self, name: str, default: Any = None) -> Any:
-        try:
-            value = self._asked[name]
-        except KeyError:
-            raw = self.raw.get(name.encode("latin-1", "replace"))
-            value = self._asked[name] = None if raw is None else raw.decode("latin-1")
-        return default if value is None else value
-
-    def __getitem__(self, name: str) -> str:
-        value: str | None = self.get(name)
-        if value is None:
-            raise KeyError(name)
-        return value
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self.get(name) is not None
-
-    def __iter__(self) -> Iterator[str]:
-        return (name.decode("latin-1") for name in self.raw)
-
-    def __len__(self) -> int:
-        return len(self.raw)
-
-
 class RequestHead:
     """A request's head; what repeats of it is parsed once for a connection, so nothing here is the
     request's own.
@@ -98,7 +62,8 @@ class RequestHead:
     url: bytes
     """Path and query as they came."""
     path: str
-    headers: Headers
+    headers: dict[str, str]
+    """Lower-cased names; decoded at once, since heads repeat and plugins look at them for every request."""
     lines: list[bytes]
     chunked: bool
     expects_continue: bool
@@ -189,7 +154,7 @@ class HeadParser:
         result.method = parser.get_method()
         result.url = _origin_form(self._url)
         result.path = result.url.partition(b"?")[0].decode("latin-1")
-        result.headers = Headers(raw)
+        result.headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in raw.items()}
         result.http10 = version == "1.0"
         result.keep_alive = parser.should_keep_alive()
         result.chunked = encoding is not None

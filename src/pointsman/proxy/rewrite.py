@@ -30,13 +30,15 @@ def _repeating(head: RequestHead, client: ClientConnection, connections: Connect
     lines = head.lines
     if connections.overrides:
         lines = [line for line in lines if _name(line) not in connections.overrides]
-    given = head.headers.raw.get(b"x-forwarded-for")
+    headers = head.headers
+    before = f"{headers['x-forwarded-for']}, ".encode("latin-1") if "x-forwarded-for" in headers else b""
+    scheme = headers.get("x-forwarded-proto", client.scheme).encode("latin-1")
     parts = [
         b"%b %b%b HTTP/1.1" % (head.method, connections.prefix, head.url),
         connections.head_lines,
         *lines,
-        b"x-forwarded-for: " + (given + b", " + client.address if given else client.address),
-        b"x-forwarded-proto: " + head.headers.raw.get(b"x-forwarded-proto", client.scheme),
+        b"x-forwarded-for: " + before + client.address,
+        b"x-forwarded-proto: " + scheme,
     ]
     if head.upgrade:
         parts.append(b"connection: upgrade\r\nupgrade: " + head.upgrade)

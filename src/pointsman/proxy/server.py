@@ -114,7 +114,7 @@ class ClientConnection(asyncio.Protocol):
         self.write = transport.write
         peer = transport.get_extra_info("peername")
         self.address = peer[0].encode() if peer else b"unknown"
-        self.scheme = b"https" if transport.get_extra_info("sslcontext") else b"http"
+        self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self._host.clients.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from pointsman.bench.client import Record
 from pointsman.bench.workloads import Call
-from pointsman.endpoints.pool import Pool
 from pointsman.errors import PointsmanError
-from pointsman.router import Flight, Router
+from pointsman.router import Flight
 from pointsman.sim.engine import EngineRequest
 from pointsman.twin.events import Events
 from pointsman.twin.prompts import Prompts
+from pointsman.twin.routers import Replica, Routers
 from pointsman.twin.server import ModelServer
 from pointsman.types import Ending, InferenceRequest, Outcome, Usage
 
@@ -54,19 +55,21 @@ class Gateway:
     def __init__(
         self,
         events: Events,
-        pool: Pool,
-        router: Router,
+        replicas: Sequence[Replica],
         servers: Mapping[str, ModelServer],
         prompts: Prompts,
         cost: RouterCost,
         timeout_s: float,
+        routers: Routers,
+        dice: random.Random,
     ) -> None:
         self.events = events
-        self.pool = pool
-        self.router = router
+        self.routers = routers
+        self._replicas = replicas
+        self._dice = dice
         self.servers = servers
         self.prompts = prompts
-        self.cpu = _Cpu(cost, servers, events)
+        self.cpu = _Cpu(cost, servers, events, len(replicas))
         self.sent = 0
         self._timeout_s = timeout_s
         self._deadlines: deque[tuple[float, Exchange]] = deque()
@@ -74,7 +77,9 @@ class Gateway:
     def send(self, call: Call, on_end: Callable[[Call, Served], None]) -> None:
         """A client sends ``call`` now."""
         self.sent += 1
-        exchange = Exchange(self, call, self.sent, on_end)
+        replicas = self._replicas
+        replica = replicas[0] if len(replicas) == 1 else self._dice.choice(replicas)
+        exchange = Exchange(self, replica, call, self.sent, on_end)
         if not exchange.over:
             deadlines = self._deadlines
             deadlines.append((self.events.now_s + self._timeout_s, exchange))
@@ -102,8 +107,10 @@ class Exchange:
         "_flight",
         "_gateway",
         "_on_end",
+        "_pool",
         "_prepared",
         "_request",
+        "_router",
         "_running",
         "_server",
         "adapter",
@@ -112,11 +119,17 @@ class Exchange:
     )
 
     def __init__(
-        self, gateway: Gateway, call: Call, number: int, on_end: Callable[[Call, Served], None]
+        self,
+        gateway: Gateway,
+        replica: Replica,
+        call: Call,
+        number: int,
+        on_end: Callable[[Call, Served], None],
     ) -> None:
         events = gateway.events
         now_s = events.now_s
         self._gateway = gateway
+        self._pool, self._router = replica.pool, replica.router
         self._call = call
         self._on_end = on_end
         self.over = False
@@ -142,12 +155,11 @@ class Exchange:
     def _decide(self) -> None:
         if self.over:
             return
-        gateway = self._gateway
         try:
-            self._flight = gateway.router.open(self._request)
+            self._flight = self._router.open(self._request)
         except PointsmanError as error:
             outcome = Outcome(ending=Ending.REFUSED, status=error.status, reason=error.reason)
-            gateway.router.observe(self._request, None, outcome)
+            self._router.observe(self._request, None, outcome)
             self._end(f"status {error.status}", error.status)
             return
         self._dispatch(self._flight)
@@ -163,10 +175,10 @@ class Exchange:
                 break
             if server.up:
                 server.refused += 1
-                gateway.pool.abandoned(decision.chosen)
+                self._pool.abandoned(decision.chosen)
             else:
-                gateway.pool.unreachable(server.name)
-            if record.tries >= TRIES or not gateway.router.reopen(flight):
+                self._pool.unreachable(server.name)
+            if record.tries >= TRIES or not self._router.reopen(flight):
                 status, reason = (503, "status_503") if server.up else (502, "upstream_failed")
                 self._close(Ending.ERROR if server.up else Ending.FAILED, status, reason)
                 return
@@ -187,9 +199,10 @@ class Exchange:
             return
         assert self._flight is not None
         gateway = self._gateway
-        self._flight.first_output(gateway.events.now_s)
-        if gateway.pool.troubled:
-            gateway.pool.answered(self._flight.decision.chosen)
+        if gateway.routers.evidence == "full":
+            self._flight.first_output(gateway.events.now_s)
+            if self._pool.troubled:
+                self._pool.answered(self._flight.decision.chosen)
         record.first_s = gateway.events.now_s + gateway.cpu.relay_s()
 
     def finished(self) -> None:
@@ -206,12 +219,11 @@ class Exchange:
         """The server died."""
         flight = self._flight
         assert flight is not None
-        gateway = self._gateway
         self._running = None
-        gateway.pool.failed(flight.decision.chosen)
+        self._pool.failed(flight.decision.chosen)
         if self.record.first_s:
             self._close(Ending.FAILED, 200, "upstream_failed")
-        elif self.record.tries < TRIES and gateway.router.reopen(flight):
+        elif self.record.tries < TRIES and self._router.reopen(flight):
             self._dispatch(flight)
         else:
             self._close(Ending.FAILED, 502, "upstream_failed")
@@ -234,21 +246,23 @@ class Exchange:
     def _close(self, ending: Ending, status: int, reason: str) -> None:
         gateway, record, flight = self._gateway, self.record, self._flight
         assert flight is not None
-        now_s = gateway.events.now_s
-        gateway.router.close(
-            flight,
-            Outcome(
-                ending=ending,
-                status=status,
-                endpoint=flight.tried[-1],
-                tries=len(flight.tried),
-                ttft_s=record.first_s - record.sent_s if record.first_s else None,
-                duration_s=now_s - record.sent_s,
-                chunks=record.events,
-                usage=record.usage,
-                reason=reason,
-            ),
+        seen = gateway.routers.evidence == "full"
+        outcome = Outcome(
+            ending=ending,
+            status=status,
+            endpoint=flight.tried[-1],
+            tries=len(flight.tried),
+            ttft_s=record.first_s - record.sent_s if seen and record.first_s else None,
+            duration_s=gateway.events.now_s - record.sent_s,
+            chunks=record.events if seen else 0,
+            usage=record.usage if seen else Usage(),
+            reason=reason,
         )
+        late_s = 0.0 if seen else gateway.routers.completion_delay_s
+        if late_s:
+            gateway.events.at(gateway.events.now_s + late_s, self._router.close, flight, outcome)
+        else:
+            self._router.close(flight, outcome)
         if ending is Ending.CANCELLED:
             self._end("timeout", status)
         elif ending is Ending.FAILED and record.first_s:
@@ -268,13 +282,15 @@ class Exchange:
 
 
 class _Cpu:
-    """The router's processor: requests and the chunks that endpoints stream wait for it in one queue.
+    """The routers' processors as one: requests and the chunks that endpoints stream wait for it in one queue.
 
     Chunks are a flow, not events: every token that an engine gives in a decode step is ``chunk_s`` of work.
     """
 
-    def __init__(self, cost: RouterCost, servers: Mapping[str, ModelServer], events: Events) -> None:
-        self._cost = cost
+    def __init__(
+        self, cost: RouterCost, servers: Mapping[str, ModelServer], events: Events, replicas: int
+    ) -> None:
+        self._cost = msgspec.structs.replace(cost, cores=cost.cores * replicas)
         self._servers = servers
         self._events = events
         self._work_s = 0.0

@@ -28,6 +28,17 @@ UNTOLD_KV_TOKENS = 1_000_000
 UNTOLD_BLOCK_TOKENS = 16
 MAX_SEQUENCES = 1024
 """vLLM's default on large cards; engines do not publish theirs."""
+FEW_TOKENS = 200
+"""A prompt with so few uncached tokens shows what beginning a prefill costs."""
+MANY_TOKENS = 500
+"""Fewer say more of steps than of prefill."""
+STEPS_BEFORE_TOKEN = 1.5
+"""A request waits for half of the step under way on average, and for its own."""
+ENOUGH = 5
+PASSES = 3
+"""Each of the two costs of a prefill is found by what is known of the other; that settles at once."""
+MOST_TIMES = 3.0
+"""What requests met changes a learned speed by no more."""
 LEAST_EVIDENCE_S = 30.0
 """Less than that is hardly more than the first guess."""
 
@@ -58,8 +69,11 @@ class Fleet(msgspec.Struct, frozen=True):
 class Kinds:
     """What can be added: like the endpoints of the trace, else as the simulator knows it."""
 
-    def __init__(self, recorded: Fleet, models: Sequence[str]) -> None:
+    def __init__(
+        self, recorded: Fleet, models: Sequence[str] = (), max_num_seqs: Mapping[str, int] | None = None
+    ) -> None:
         self._models = tuple(models)
+        self._max_num_seqs = max_num_seqs or {}
         self.learned: dict[str, FleetItem] = {}
         for kind in recorded.counts:
             alike = [item for item in recorded.items if item.accelerator == kind]
@@ -68,14 +82,21 @@ class Kinds:
     def find(self, kind: str) -> FleetItem:
         """One of that kind, without a name; ``SettingsError`` when nothing is known of it."""
         found = self.learned.get(kind)
+        if found is None and kind in ACCELERATORS:
+            found = FleetItem(accelerator=kind, model=self._models or MODELS[0])
         if found is not None:
-            return found
-        if kind not in ACCELERATORS:
-            known = tuple(dict.fromkeys([*self.learned, *ACCELERATORS]))
-            raise SettingsError(
-                f"{kind!r} is no kind of endpoint{hint(kind, known)}; there are {', '.join(known)}"
-            )
-        return FleetItem(accelerator=kind, model=self._models or MODELS[0])
+            return self._limited(found)
+        known = tuple(dict.fromkeys([*self.learned, *ACCELERATORS]))
+        raise SettingsError(
+            f"{kind!r} is no kind of endpoint{hint(kind, known)}; there are {', '.join(known)}"
+        )
+
+    def limited(self, fleet: Fleet) -> Fleet:
+        """With batches no larger than was said."""
+        return Fleet(tuple(map(self._limited, fleet.items)))
+
+    def _limited(self, item: FleetItem) -> FleetItem:
+        return structs.replace(item, max_num_seqs=self._max_num_seqs.get(item.accelerator, item.max_num_seqs))
 
     def guessed(self, kind: str) -> bool:
         """Its speed is not from the trace."""
@@ -123,8 +144,18 @@ def recorded_fleet(recording: Recording) -> tuple[Fleet, list[str]]:
     endpoints = [known[name] for name in known if known[name].learned]
     kinds = _kinds(endpoints)
     models = tuple(dict.fromkeys(request.model for request in recording.requests if request.model))
-    items = tuple(_item(e, kinds[e.name], models, recording.tokens_told) for e in endpoints)
-    return Fleet(items), [*_remarks(endpoints, recording), *(f"left out, never used: {n}" for n in rested)]
+    seen = _seen(recording, kinds)
+    alike = Counter(kinds.values())
+    items = []
+    for endpoint in endpoints:
+        kind = kinds[endpoint.name]
+        rate = seen[kind].requests / alike[kind] / recording.span_s
+        speed = _parameters(endpoint, recording.tokens_told, seen[kind], rate)
+        items.append(_item(endpoint, kind, models, speed))
+    return Fleet(tuple(items)), [
+        *_remarks(endpoints, recording),
+        *(f"left out, never used: {n}" for n in rested),
+    ]
 
 
 def _remarks(endpoints: Sequence[Known], recording: Recording) -> list[str]:
@@ -167,12 +198,12 @@ def _alike(one: Known, other: Known) -> bool:
     )
 
 
-def _item(endpoint: Known, kind: str, models: Sequence[str], tokens_told: float) -> FleetItem:
+def _item(endpoint: Known, kind: str, models: Sequence[str], measured: EngineParameters) -> FleetItem:
     return FleetItem(
         name=endpoint.name,
         accelerator=kind,
         model=endpoint.models or tuple(models) or MODELS[0],
-        measured=_parameters(endpoint, tokens_told),
+        measured=measured,
         enable_prefix_caching=endpoint.prefix_caching is not False,
         labels=endpoint.labels,
         weight=endpoint.weight,
@@ -186,16 +217,74 @@ def _learned(endpoint: Known) -> Learned:
         raise SettingsError(f"trace: what was learned of {endpoint.name}: {exc}") from exc
 
 
-def _parameters(endpoint: Known, tokens_told: float) -> EngineParameters:
-    """What was learned in the router's tokens, in those of the engine."""
+class _Seen(msgspec.Struct):
+    """What the requests to one kind of endpoint show of it, in the engine's tokens and seconds."""
+
+    cached: list[tuple[int, float]] = []
+    """Prompts of which nearly all was cached: uncached tokens, and how long the first token took beyond the
+    steps it waits for.
+    """
+    computed: list[tuple[int, float]] = []
+    """The same of prompts with many uncached tokens that no other such prompt was before."""
+    steps_s: list[float] = []
+    requests: int = 0
+
+
+def _seen(recording: Recording, kinds: Mapping[str, str]) -> dict[str, _Seen]:
+    found = {kind: _Seen() for kind in kinds.values()}
+    busy_until_s: dict[str, float] = {}
+    for r in recording.requests:
+        seen = found[kinds[r.endpoint]]
+        seen.requests += 1
+        if not r.stream or r.ttft_s is None or r.predicted_step_s is None:
+            continue
+        seen.steps_s.append(r.predicted_step_s)
+        held = r.matched_tokens if r.cached_tokens is None else r.cached_tokens
+        uncached = max(0, recording.prompt_tokens(r) - held)
+        beyond_s = r.ttft_s - STEPS_BEFORE_TOKEN * r.predicted_step_s
+        if uncached <= FEW_TOKENS:
+            seen.cached.append((uncached, beyond_s))
+        elif uncached >= MANY_TOKENS:
+            before_s = busy_until_s.get(r.endpoint, 0.0)
+            busy_until_s[r.endpoint] = max(before_s, r.at_s + r.ttft_s)
+            if r.at_s >= before_s:
+                seen.computed.append((uncached, beyond_s))
+    return found
+
+
+def _prefill(learned_s: float, seen: _Seen) -> tuple[float, float]:
+    """Seconds for a prompt token, and how much longer a step takes that has any prefill in it.
+
+    The predictor knows the first alone, with the second in it, and little where prompts are mostly cached.
+    The medians of what requests met tell them apart; where there are too few, what was learned stands.
+    """
+    token_s = learned_s
+    step_s = 0.0
+    for _ in range(PASSES):
+        if len(seen.cached) >= ENOUGH:
+            step_s = max(0.0, median(beyond_s - token_s * tokens for tokens, beyond_s in seen.cached))
+        if len(seen.computed) >= ENOUGH:
+            found_s = median((beyond_s - step_s) / tokens for tokens, beyond_s in seen.computed)
+            token_s = max(learned_s / MOST_TIMES, min(found_s, learned_s * MOST_TIMES))
+    return token_s, step_s
+
+
+def _parameters(endpoint: Known, tokens_told: float, seen: _Seen, rate: float) -> EngineParameters:
+    """What was learned in the router's tokens, in those of the engine. ``rate`` are requests a second here:
+    what their prefills add to steps is in the learned step and taken out of it.
+    """
     learned = _learned(endpoint)
     block_tokens = endpoint.block_tokens or UNTOLD_BLOCK_TOKENS
+    base_s = learned.step_rest_s - learned.step_sequence_s
+    token_s, prefill_step_s = _prefill(1 / learned.prefill_tok_s / tokens_told, seen)
+    if prefill_step_s:
+        base_s -= min(base_s / 2, prefill_step_s * rate * median(seen.steps_s))
     return EngineParameters(
-        base_s=max(1e-6, learned.step_rest_s - learned.step_sequence_s),
+        base_s=max(1e-6, base_s),
         sequence_s=learned.step_sequence_s,
         context_token_s=learned.step_context_token_s / tokens_told,
-        prefill_tokens_per_s=learned.prefill_tok_s * tokens_told,
-        prefill_step_s=0.0,
+        prefill_tokens_per_s=1 / token_s,
+        prefill_step_s=prefill_step_s,
         kv_tokens=endpoint.kv_blocks * block_tokens or UNTOLD_KV_TOKENS,
         max_sequences=MAX_SEQUENCES,
         block_tokens=block_tokens,

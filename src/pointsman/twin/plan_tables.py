@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from statistics import fmean
 from textwrap import fill
 
 import msgspec
@@ -35,13 +36,16 @@ or in absolute terms. A fleet is not chosen by what differs less than this betwe
 
 
 class Compared(msgspec.Struct, frozen=True):
-    """A figure as it was, and as the replay of the very same has it."""
+    """A figure as it was, and as replays of the very same have it."""
 
     figure: str
     recorded: float | None
     replayed: float | None
+    """The mean over seeds."""
     error: float | None
     """As a share of what was; None where there is nothing to compare."""
+    between_seeds: float | None
+    """Half of the way from the lowest replay to the highest, as such a share; None of a single one."""
     believable: bool
 
 
@@ -87,26 +91,36 @@ def cheapest_text(found: Found) -> str:
     return f"Cheapest that keeps the SLO for {SHARE_WITHIN_SLO:.0%} of the requests: {price} ({looked})"
 
 
-def compared(recorded: Result, replayed: Result) -> list[Compared]:
-    """Figure by figure."""
+def compared(recorded: Result, replays: Sequence[Result]) -> list[Compared]:
+    """Figure by figure. What happened may be one more throw of the dice: where it lies among the replays
+    there is nothing to disbelieve.
+    """
     found = []
     for name, figure, _, most, least in _COMPARED:
-        was, is_now = figure(recorded), figure(replayed)
-        if not was or is_now is None:
-            found.append(Compared(name, was, is_now, None, True))
+        was, seen = figure(recorded), [value for r in replays if (value := figure(r)) is not None]
+        if not was or not seen:
+            found.append(Compared(name, was, seen[0] if seen else None, None, None, True))
             continue
-        error = is_now / was - 1
-        found.append(Compared(name, was, is_now, error, abs(error) <= most or abs(is_now - was) <= least))
+        mean = fmean(seen)
+        error = mean / was - 1
+        near = abs(error) <= most or abs(mean - was) <= least or min(seen) <= was <= max(seen)
+        spread = (max(seen) - min(seen)) / 2 / was if len(seen) > 1 else None
+        found.append(Compared(name, was, mean, error, spread, near))
     return found
 
 
 def error_text(found: Sequence[Compared]) -> str:
     """The table of errors and what to think of them."""
     forms = {name: form for name, _, form, _, _ in _COMPARED}
-    rows = [["", *(c.figure for c in found)]]
-    rows.append(["as it happened", *(forms[c.figure](c.recorded) for c in found)])
-    rows.append(["the same in the twin", *(forms[c.figure](c.replayed) for c in found)])
-    rows.append(["error", *("-" if c.error is None else f"{c.error:+.1%}" for c in found)])
+    rows = [
+        ["", *(c.figure for c in found)],
+        ["as it happened", *(forms[c.figure](c.recorded) for c in found)],
+        ["the same in the twin", *(forms[c.figure](c.replayed) for c in found)],
+        ["error", *("-" if c.error is None else f"{c.error:+.1%}" for c in found)],
+    ]
+    if any(c.between_seeds is not None for c in found):
+        spreads = ("-" if c.between_seeds is None else f"± {c.between_seeds:.1%}" for c in found)
+        rows.append(["between its seeds", *spreads])
     wrong = [c.figure for c in found if not c.believable]
     verdict = "The twin is near enough to what happened to compare fleets by it."
     if wrong:

@@ -18,6 +18,7 @@ from pointsman.bench.run import Load
 from pointsman.sim.spec import FleetItem
 from pointsman.sim.variants import Variants
 from pointsman.twin.gateway import RouterCost
+from pointsman.twin.routers import Routers
 from pointsman.twin.scenario import Incident, Scenario
 
 INTRODUCTION = """\
@@ -32,6 +33,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "stages[]": Load,
     "incidents[]": Incident,
     "router": RouterCost,
+    "routers": Routers,
     "slo, classes.*": Slo,
 }
 LONG_DEFAULTS = {"engines": "the case study's 20", "workload": "the case study's"}

@@ -13,19 +13,15 @@ from pointsman.bench.pace import due_times
 from pointsman.bench.run import Load
 from pointsman.bench.workloads import Call
 from pointsman.config import Endpoint as EndpointSettings
-from pointsman.endpoints.pool import Pool
 from pointsman.endpoints.target import targets_of
 from pointsman.errors import SettingsError
-from pointsman.prefix.approximate import PrefixIndex
-from pointsman.prefix.follow import follow
-from pointsman.router import Observer, Router
-from pointsman.scheduling.cycle import Services
-from pointsman.scheduling.presets import build_scheduler
+from pointsman.router import Observer
 from pointsman.sim.spec import EngineSpec
 from pointsman.twin.events import Events
 from pointsman.twin.gateway import Gateway, Served
 from pointsman.twin.policies import Policy
 from pointsman.twin.prompts import Prompts
+from pointsman.twin.routers import build
 from pointsman.twin.scenario import Incident, Scenario
 from pointsman.twin.scraping import Scraping
 from pointsman.twin.server import ModelServer
@@ -83,28 +79,35 @@ class Simulation:
         observers: tuple[Observer, ...] = (),
         dice: random.Random | None = None,
     ) -> None:
-        """``dice`` are the policy's; by default its own ones of ``seed``."""
+        """``dice`` are the policy's (of the first router); by default its own ones of ``seed``."""
         self.scenario = scenario
         self.events = events = Events()
         specs = [structs.replace(spec, seed=spec.seed + seed) for spec in scenario.specs()]
         late = {i.endpoint for i in scenario.incidents if i.kind == "join"}
         self.servers = {spec.name: ModelServer(spec, events) for spec in specs}
-        self.pool = Pool(events.clock)
-        index = PrefixIndex()
-        follow(index, self.pool, fixed_block_tokens=scenario.prefix_block_tokens)
-        services = Services(index, events.clock, dice or random.Random(f"policy {seed}"))
-        loaded = policy.load()
-        self.scheduler = build_scheduler(loaded, services)
-        self.router = Router(self.pool, self.scheduler, observers)
-        self.scraping = Scraping(events, self.pool, self.servers, scenario.metrics_interval_s)
+        routers = scenario.routers
+        several = [random.Random(f"policy {seed} {i}") for i in range(1, routers.replicas)]
+        self.replicas = build(
+            routers,
+            policy,
+            events,
+            observers,
+            [dice or random.Random(f"policy {seed}"), *several],
+            scenario.prefix_block_tokens,
+        )
+        first = self.replicas[0]
+        self.pool, self.router, self.scheduler = first.pool, first.router, first.scheduler
+        pools = [replica.pool for replica in self.replicas]
+        self.scraping = Scraping(events, pools, self.servers, scenario.metrics_interval_s, routers.view_s)
         self.gateway = Gateway(
             events,
-            self.pool,
-            self.router,
+            self.replicas,
             self.servers,
             Prompts(specs[0].models[0]),
             scenario.router,
             scenario.timeout_s,
+            routers,
+            random.Random(f"routers {seed}"),
         )
         for spec in specs:
             if spec.name not in late:
@@ -180,8 +183,9 @@ class Simulation:
             watts=spec.watts,
         )
         (target,) = targets_of(settings)
-        self.pool.add(target, "scenario")
-        self.pool.learn_models(spec.name, [{"id": model} for model in (*spec.models, *spec.loras)])
+        for replica in self.replicas:
+            replica.pool.add(target, "scenario")
+            replica.pool.learn_models(spec.name, [{"id": model} for model in (*spec.models, *spec.loras)])
         self.scraping.read(spec.name)
 
     def _happens(self, incident: Incident) -> None:
@@ -189,7 +193,8 @@ class Simulation:
         if incident.kind == "join":
             self._join(server.spec)
         elif incident.kind == "leave":
-            self.pool.drain(server.name)
+            for replica in self.replicas:
+                replica.pool.drain(server.name)
         elif incident.kind == "slow":
             server.slow_down(incident.factor)
             if incident.for_s:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pointsman.config import MetricsSettings
 from pointsman.endpoints.metrics.scraper import DOWN_INTERVAL_S, PHASES
 from pointsman.endpoints.pool import Pool
+from pointsman.endpoints.unseen import Asked, asked
 from pointsman.twin.events import Events
 from pointsman.twin.server import ModelServer
+from pointsman.types import Metrics
 
 IDLE_INTERVAL_S = MetricsSettings().idle_interval_s
 SLACK = 10
@@ -16,13 +18,23 @@ SLACK = 10
 
 
 class Scraping:
-    """Neighbours are read at different moments, busy endpoints every ``interval_s``, idle ones seldom."""
+    """Neighbours are read at different moments, busy endpoints every ``interval_s``, idle ones seldom.
+
+    All ``pools`` are told of one reading, ``view_s`` later: routers that read for themselves would see as
+    much.
+    """
 
     def __init__(
-        self, events: Events, pool: Pool, servers: Mapping[str, ModelServer], interval_s: float
+        self,
+        events: Events,
+        pools: Sequence[Pool],
+        servers: Mapping[str, ModelServer],
+        interval_s: float,
+        view_s: float = 0.0,
     ) -> None:
         self._events = events
-        self._pool = pool
+        self._pools = pools
+        self._view_s = view_s
         self._servers = servers
         self._interval_s = interval_s
         self._stages = 0
@@ -58,27 +70,38 @@ class Scraping:
         server = self._servers[name]
         server.scraped_s = self._events.now_s
         if not server.up:
-            self._pool.unreachable(name)
+            for pool in self._pools:
+                pool.unreachable(name)
             return
         metrics = server.metrics()
         restarted, server.restarted = server.restarted, False
-        self._pool.learn_metrics(name, "vllm", metrics, restarted)
+        in_flight = [asked(pool.members[name].endpoint.load) for pool in self._pools]
+        if self._view_s:
+            self._events.at(
+                self._events.now_s + self._view_s, self._tell, name, metrics, restarted, in_flight
+            )
+        else:
+            self._tell(name, metrics, restarted, in_flight)
         if metrics.running:
             reads, total, most = self._usage.get(name, (0, 0.0, 0.0))
             usage = metrics.kv_usage
             self._usage[name] = (reads + self._slack, total + usage * self._slack, max(most, usage))
 
+    def _tell(self, name: str, metrics: Metrics, restarted: bool, in_flight: Sequence[Asked]) -> None:
+        for pool, each in zip(self._pools, in_flight, strict=True):
+            pool.learn_metrics(name, "vllm", metrics, restarted, each)
+
     def _tick(self, names: list[str], stage: int) -> None:
         if stage != self._stages:
             return
-        now_s, members = self._events.now_s, self._pool.members
+        now_s = self._events.now_s
         for name in names:
-            member = members.get(name)
-            if member is None:
+            members = [pool.members[name] for pool in self._pools if name in pool.members]
+            if not members:
                 continue
-            if not member.reached:
+            if not any(member.reached for member in members):
                 interval_s = DOWN_INTERVAL_S
-            elif member.endpoint.load.requests:
+            elif any(member.endpoint.load.requests for member in members):
                 interval_s = self._interval_s
             else:
                 interval_s = max(self._interval_s, IDLE_INTERVAL_S)

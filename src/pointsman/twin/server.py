@@ -47,6 +47,9 @@ class ModelServer:
         self._events = events
         self._armed_s = math.inf
         self._stepping = False
+        self._first_tokens = self._ended = 0
+        self._first_wait_s = 0.0
+        """Counted since it last started, as its metrics page has them."""
         self._lives = (0, 0, 0)
         """``counted`` when it last crashed."""
 
@@ -79,7 +82,8 @@ class ModelServer:
 
     def cancel(self, request: EngineRequest) -> None:
         """The client left."""
-        self.engine.cancel(request, self._events.now_s)
+        if self.engine.cancel(request, self._events.now_s):
+            self._ended += 1
         self._go_on()
 
     def fits(self, call: Call, prepared: Prepared) -> bool:
@@ -104,9 +108,13 @@ class ModelServer:
         self._stepping = True  # whoever is told may submit or cancel
         ran = engine.finish()
         for request in ran.started:
+            if not request.preemptions or request.generated <= 1:
+                self._first_tokens += 1
+                self._first_wait_s += request.first_token_s - request.arrived_s
             _waiter(request).first_token()
         for request in ran.finished:
             self.served_tokens += request.output_tokens
+            self._ended += 1
             _waiter(request).finished()
         self._stepping = False
         self._armed_s = math.inf
@@ -126,6 +134,8 @@ class ModelServer:
         self.restarted = True
         self._armed_s = math.inf
         self._lives = self.counted
+        self._first_tokens = self._ended = 0
+        self._first_wait_s = 0.0
         for request in self.engine.reset(self._events.now_s):
             _waiter(request).broken()
 
@@ -164,6 +174,9 @@ class ModelServer:
             prefix_hits=float(engine.cache_hits_tokens),
             generation_tokens=float(engine.generated_tokens),
             preemptions=float(engine.preemptions),
+            first_tokens=float(self._first_tokens),
+            first_wait_s=self._first_wait_s,
+            ended=float(self._ended),
         )
 
 

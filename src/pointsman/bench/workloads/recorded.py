@@ -55,6 +55,11 @@ class Recording(msgspec.Struct, frozen=True):
     """Of a streamed answer for each token."""
 
     @property
+    def span_s(self) -> float:
+        """From the first arrival to the last one; never 0."""
+        return max(1e-3, self.requests[-1].at_s - self.requests[0].at_s)
+
+    @property
     def block_tokens(self) -> int:
         return max(1, round(self.header.block_bytes * self.tokens_per_byte))
 

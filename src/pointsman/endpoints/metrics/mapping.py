@@ -57,6 +57,10 @@ class EngineMetrics(msgspec.Struct, frozen=True, kw_only=True):
     prefix_hits: str = ""
     generation_tokens: str = ""
     preemptions: str = ""
+    ttft: str = ""
+    """A histogram of the time to first tokens."""
+    ended: str = ""
+    """Requests that have left it, all reasons together."""
     attributes: Mapping[str, str] = {}
     """Custom metrics: attribute key to spec."""
 
@@ -96,6 +100,9 @@ class PageReader:
                 prefix_hits=self._sum(page, names.prefix_hits),
                 generation_tokens=self._sum(page, names.generation_tokens),
                 preemptions=self._sum(page, names.preemptions),
+                first_tokens=self._sum(page, names.ttft and names.ttft + "_count"),
+                first_wait_s=self._sum(page, names.ttft and names.ttft + "_sum"),
+                ended=self._sum(page, names.ended),
                 attributes=self._attributes(page),
                 **self._loras(page),
                 **self._static,

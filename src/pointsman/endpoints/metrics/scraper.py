@@ -22,6 +22,7 @@ from pointsman.endpoints.metrics.power import PowerReader
 from pointsman.endpoints.metrics.source import PageSource
 from pointsman.endpoints.pool import Member, Pool
 from pointsman.endpoints.target import Target
+from pointsman.endpoints.unseen import Asked, asked
 from pointsman.types import Clock, Endpoint
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class _Watched:
     """What the scraper keeps of one endpoint."""
 
     __slots__ = (
+        "asked",
         "fetcher",
         "has_page",
         "models_at",
@@ -57,6 +59,8 @@ class _Watched:
         """None where no pages are read."""
         self.page_at = page_at
         """When the page was last asked for."""
+        self.asked: Asked | None = None
+        """And what was in flight there."""
         self.models_at = float("-inf")
         """The same for the model list."""
         self.reader: PageReader | None = None
@@ -123,6 +127,7 @@ class Scraper:
             fetcher = watched.fetcher
             if fetcher and not fetcher.busy and now >= self._page_due(member, watched, now, i):
                 watched.page_at = now
+                watched.asked = asked(member.endpoint.load)
                 fetcher.get()
             power = watched.power_fetcher
             if power and not power.busy and now >= watched.power_at + WATTS_INTERVAL_S:
@@ -209,7 +214,7 @@ class Scraper:
         metrics, restarted = watched.reader.read(body, self._clock())
         if restarted:
             watched.models_at = float("-inf")
-        self._pool.learn_metrics(name, watched.reader.engine.engine, metrics, restarted)
+        self._pool.learn_metrics(name, watched.reader.engine.engine, metrics, restarted, watched.asked)
         if WATTS in metrics.attributes:
             self._pool.learn_watts(name, metrics.attributes[WATTS])
         elif watched.power and not watched.power_fetcher:
@@ -271,6 +276,7 @@ class Scraper:
         watched = self._watched.get(name) or self._watch(member, now, 0)
         if self._source:
             watched.page_at = now
+            watched.asked = asked(member.endpoint.load)
             url = self._source.url(member.target)
             access, timeout_s = self._source.access(member.target), self._settings.timeout_s
             self._on_page(name, *await fetch(member.target, url, url.prefix or "/", timeout_s, access))

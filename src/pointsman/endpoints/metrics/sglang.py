@@ -15,4 +15,6 @@ ENGINE = EngineMetrics(
     prefix_queries="sglang:prompt_tokens_total",
     prefix_hits="sglang:cached_tokens_total",
     generation_tokens="sglang:generation_tokens_total",
+    ttft="sglang:time_to_first_token_seconds",
+    ended="sglang:num_requests_total",
 )

@@ -10,4 +10,6 @@ ENGINE = EngineMetrics(
     kv_usage="trtllm_kv_cache_utilization",
     block_tokens="trtllm_kv_cache_tokens_per_block",
     kv_blocks="trtllm_kv_cache_max_blocks",
+    ttft="trtllm_time_to_first_token_seconds",
+    ended="trtllm_request_success_total",
 )

@@ -14,4 +14,6 @@ ENGINE = EngineMetrics(
     prefix_hits="vllm:prefix_cache_hits_total",
     generation_tokens="vllm:generation_tokens_total",
     preemptions="vllm:num_preemptions_total",
+    ttft="vllm:time_to_first_token_seconds",
+    ended="vllm:request_success_total",
 )

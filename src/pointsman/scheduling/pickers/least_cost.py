@@ -12,7 +12,7 @@ from pointsman.predictor.speed import Speeds
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.cycle import Cycle
 from pointsman.scheduling.signals import prefix_match
-from pointsman.types import Decision, Endpoint, InferenceRequest, Outcome, Prediction
+from pointsman.types import Decision, Ending, Endpoint, InferenceRequest, Outcome, Prediction
 
 NEAR = 1.005
 """Costs that differ by less are the same: the choice between them is spread."""
@@ -148,8 +148,9 @@ class LeastCost(Plugin):
         costs.sent(prompt, uncached if sharing else prompt)
 
     def on_outcome(self, request: InferenceRequest, decision: Decision, outcome: Outcome) -> None:
-        if outcome.usage.output_tokens:
-            self._costs.lengths.add(request, outcome.usage.output_tokens)
+        tokens = outcome.usage.output_tokens or outcome.likely_tokens
+        if tokens and outcome.ending is Ending.OK:
+            self._costs.lengths.add(request, tokens)
         if self._places:
             self._leave(decision.request_id)
 
