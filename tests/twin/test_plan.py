@@ -441,3 +441,26 @@ def test_loads_that_were_never_seen_are_said(trace: str) -> None:
     (said,) = extrapolated(happened, [same, much])
     at_once = sum(much.result.in_flight_by_endpoint.values()) / 2
     assert said.startswith(f"EXTRAPOLATED: fewer: {at_once:.0f} requests at once on each h100-nvl, where ")
+
+
+def test_the_cheapest_mix_keeps_the_slo_with_every_seed(trace: str) -> None:
+    recording, fleet, kinds = fleet_of(trace)
+    search = Search(
+        source=source(trace),
+        policy=policy("default"),
+        recorded=fleet,
+        kinds=kinds,
+        prices={"mi325x": 2.0},
+        most={"mi325x": 3},
+        seeds=3,
+    )
+    good, bad = planned(trace), replace(planned(trace), within_slo=0.98)
+    assert keeps(good, 0.99)
+
+    def seeds(tasks: Sequence[Task]) -> list[Result]:
+        """Two endpoints do with one seed of the three only."""
+        return [bad if task.fleet.counts["mi325x"] < 3 and task.seed == 2 else good for task in tasks]
+
+    found = cheapest(search, recording, seeds)
+    assert found.fleet
+    assert found.fleet.told == "3 mi325x"

@@ -196,6 +196,7 @@ def _cheapest(
         kinds=kinds,
         prices=prices,
         most={kind: counts.get(kind, 0) + args.more for kind in prices},
+        seeds=args.seeds,
         jobs=_jobs(args),
     )
     return cheapest(search, recording, partial(_each, args))

@@ -12,7 +12,7 @@ import msgspec
 
 from pointsman.bench.table import columns, count, seconds, share
 from pointsman.bench.workloads.recorded import Recording
-from pointsman.twin.plan import SHARE_WITHIN_SLO, Result, keeps, warm_up_s
+from pointsman.twin.plan import SHARE_WITHIN_SLO, Result, warm_up_s
 from pointsman.twin.plan_cheapest import Found
 from pointsman.twin.plan_fleet import Fleet
 
@@ -85,7 +85,7 @@ def as_text(report: Report) -> str:
         "\n".join(extrapolated(report.happened, alternatives)),
     ]
     if found:
-        parts.append(cheapest_text(found, alternatives[-1].result if found.fleet else None))
+        parts.append(cheapest_text(found))
     return "\n\n".join(filter(None, parts))
 
 
@@ -152,8 +152,8 @@ def _in_flight(alternative: Alternative, result: Result) -> dict[str, float]:
     return found
 
 
-def cheapest_text(found: Found, result: Result | None) -> str:
-    """How the search ended, in a sentence or two. ``result`` is of all seeds; the search looks at one."""
+def cheapest_text(found: Found) -> str:
+    """How the search ended, in a sentence or two."""
     looked = f"{found.replays} replays, {found.mixes:,} mixes"
     if found.fleet is None:
         return (
@@ -164,10 +164,7 @@ def cheapest_text(found: Found, result: Result | None) -> str:
         return (
             f"Not found within {looked}; the largest mix keeps the SLO for {price}. Give fewer with --more."
         )
-    text = f"Cheapest that keeps the SLO for {SHARE_WITHIN_SLO:.0%} of the requests: {price} ({looked})."
-    if result is not None and not keeps(result, SHARE_WITHIN_SLO):
-        text += f" It is at the brink: over all seeds {share(result.within_slo)} keep it."
-    return text
+    return f"Cheapest that keeps the SLO for {SHARE_WITHIN_SLO:.0%} of the requests: {price} ({looked})."
 
 
 def compared(recorded: Result, replays: Sequence[Result]) -> list[Compared]:
