@@ -36,6 +36,7 @@ SHOWN = {
     "howto/switch-from-llm-d.md": ("ok: 2 endpoints, policy epp.yaml",),
     "howto/add-a-scorer.md": (),
     "howto/size-a-fleet.md": (r"llm-d-blend +[\d.]+ ± [\d.]+ +[\d.]+-[\d.]+, ", r"\d+ x error in stream"),
+    "howto/plan.md": (r"as it happened +[\d,]+", r"\+ 2xmi325x +least-cost"),
     "simulate.md": (
         r"rate 85: 2,550 requests",
         r"llm-d-blend +[\d,]+ ± [\d,]+",

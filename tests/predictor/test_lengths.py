@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import islice
 
 import pytest
 
@@ -120,6 +121,54 @@ def test_requests_that_never_got_an_answer_say_nothing(ending: Ending) -> None:
     lengths.observe(request(stream=True), Outcome(ending=ending, status=0, duration_s=60.0), PREDICTED)
     lengths.observe(request(), Outcome(ending=ending, status=0, duration_s=0.5), None)
     assert lengths.pool.weight == 0
+
+
+def test_answers_that_are_first_because_they_are_short_do_not_make_answers_look_short() -> None:
+    rng, lengths, finished = random.Random(0), Lengths(), Lengths()
+    ends = list[tuple[float, int, InferenceRequest]]()
+    for sent_s in range(2000):
+        made, tokens = request(id=str(sent_s)), rng.choice((100, 2000))
+        lengths.sent(made)
+        ends.append((sent_s + tokens, tokens, made))
+    over = iter(sorted(ends, key=lambda end: end[0]))
+
+    def let_end(count: int) -> None:
+        for _, tokens, made in islice(over, count):
+            ended(lengths, made, tokens)
+            finished.add(made, tokens)
+
+    let_end(950)
+    assert finished.pool.mean < 150
+    assert lengths.pool.weight < 10, "the first long one is not over yet"
+    let_end(550)
+    assert finished.pool.mean < 800
+    assert lengths.pool.weight > 300
+    assert lengths.pool.mean == pytest.approx(1050, rel=0.1)
+
+
+def test_an_answer_that_never_ends_does_not_keep_the_others_from_being_learned() -> None:
+    lengths, stuck = Lengths(most_waiting=10), request(id="stuck")
+    lengths.sent(stuck)
+    for i in range(12):
+        made = request(id=str(i))
+        lengths.sent(made)
+        ended(lengths, made, 100)
+    assert lengths.pool.weight == 12
+    ended(lengths, stuck, 5000)
+    assert lengths.pool.weight == 13
+    assert not lengths._open
+    assert not lengths._order
+
+
+def test_a_request_that_is_tried_elsewhere_counts_once_and_one_that_failed_before_an_answer_never() -> None:
+    lengths, made, failed = Lengths(), request(id="a"), request(id="b", stream=True)
+    for each in (made, failed, made):
+        lengths.sent(each)
+    lengths.observe(failed, Outcome(ending=Ending.FAILED, status=502), PREDICTED)
+    ended(lengths, made, 100)
+    assert lengths.pool.weight == 1
+    assert not lengths._open
+    assert not lengths._order
 
 
 def test_each_of_several_choices_is_an_answer_of_its_own_length() -> None:

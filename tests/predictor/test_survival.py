@@ -177,3 +177,12 @@ def test_age_changes_confidence_and_not_what_is_believed(sample: list[float], ke
     made.draw()
     assert made.mean == pytest.approx(before, rel=1e-3)
     assert made.weight == pytest.approx(kept * len(sample))
+
+
+def test_what_was_learned_is_there_as_soon_as_somebody_asks() -> None:
+    made = Table(exponential(300.0), prior=1.0, memory=1e9)
+    before = made.mean
+    made.ended(3000.0)
+    assert made.mean > 2 * before
+    made.recall({}, 1.0)
+    assert made.mean == before

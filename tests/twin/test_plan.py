@@ -27,7 +27,7 @@ from pointsman.twin.plan import Result, Source, Task, keeps, merged, policy_of, 
 from pointsman.twin.plan_cheapest import Search, cheapest
 from pointsman.twin.plan_fleet import Fleet, Kinds, add, of_counts, prices_of, recorded_fleet, remove
 from pointsman.twin.plan_fleet import replace as replaced
-from pointsman.twin.plan_tables import compared, error_text
+from pointsman.twin.plan_tables import Alternative, compared, error_text, extrapolated
 from pointsman.twin.policies import policy
 from pointsman.twin.scenario import Scenario
 
@@ -425,3 +425,42 @@ def test_the_recorded_policy_is_the_one_that_is_replayed() -> None:
     policy_of(ruled).load()
     document = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins: [{type: random-picker}]\n"
     assert policy_of(Ruled(preset="least-cost", picker_config=document)).picker_config == document
+
+
+def test_loads_that_were_never_seen_are_said(trace: str) -> None:
+    recording, fleet, _ = fleet_of(trace)
+    happened = recorded(recording, SLO)
+
+    def line_of(name: str, engines: Fleet, result: Result) -> Alternative:
+        return Alternative(name=name, policy="p", fleet=engines, result=result)
+
+    same = line_of("as recorded", fleet, planned(trace))
+    fewer = remove(fleet, "mi325x")
+    much = line_of("fewer", fewer, planned(trace, lambda _, __: fewer, scale=3.0))
+    assert extrapolated(happened, [same, same]) == []
+    (said,) = extrapolated(happened, [same, much])
+    at_once = sum(much.result.in_flight_by_endpoint.values()) / 2
+    assert said.startswith(f"EXTRAPOLATED: fewer: {at_once:.0f} requests at once on each h100-nvl, where ")
+
+
+def test_the_cheapest_mix_keeps_the_slo_with_every_seed(trace: str) -> None:
+    recording, fleet, kinds = fleet_of(trace)
+    search = Search(
+        source=source(trace),
+        policy=policy("default"),
+        recorded=fleet,
+        kinds=kinds,
+        prices={"mi325x": 2.0},
+        most={"mi325x": 3},
+        seeds=3,
+    )
+    good, bad = planned(trace), replace(planned(trace), within_slo=0.98)
+    assert keeps(good, 0.99)
+
+    def seeds(tasks: Sequence[Task]) -> list[Result]:
+        """Two endpoints do with one seed of the three only."""
+        return [bad if task.fleet.counts["mi325x"] < 3 and task.seed == 2 else good for task in tasks]
+
+    found = cheapest(search, recording, seeds)
+    assert found.fleet
+    assert found.fleet.told == "3 mi325x"

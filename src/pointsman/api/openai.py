@@ -52,9 +52,9 @@ def chat_prompt(messages: Raw, headers: Mapping[str, str]) -> tuple[tuple[Prompt
     if text[:1] != b"[":
         return (), ()
     if not media.possible(text):
-        return (prompt(opened(memoryview(messages))),), ()
+        return (prompt(opened(text)),), ()
     condensed, found = media.condense(text, headers)
-    return (prompt(opened(memoryview(condensed if found else messages))),), found
+    return (prompt(opened(condensed if found else text)),), found
 
 
 def _completion(body: _Completion, headers: Mapping[str, str]) -> Facts:

@@ -56,13 +56,13 @@ def _one(raw: Raw) -> Prompt | None:
     return Prompt(opened(text), bytes(raw).count(b",") + 1) if text[at] in _NUMBER else None
 
 
-def opened(text: memoryview) -> memoryview:
+def opened(text: bytes | memoryview) -> memoryview:
     """A JSON array without what closes it: the array that has more elements goes on from here."""
     assert text[-1] == _CLOSE, "an array ends with a bracket"
     end = len(text) - 1
     while text[end - 1] in _SPACE:
         end -= 1
-    return text[:end]
+    return memoryview(text)[:end]
 
 
 def tokens(batch: Sequence[Prompt]) -> int:

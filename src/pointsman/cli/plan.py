@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pointsman.twin.plan import Result, Source, Task
     from pointsman.twin.plan_cheapest import Found
     from pointsman.twin.plan_fleet import Fleet, Kinds
-    from pointsman.twin.plan_tables import Alternative, Compared
     from pointsman.twin.policies import Policy
 
 N = TypeVar("N", int, float)
@@ -88,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from pointsman.bench.workloads.recorded import read_recording
     from pointsman.twin.plan import Source, Task, merged, policy_of, recorded
     from pointsman.twin.plan_fleet import Kinds, prices_of, recorded_fleet
-    from pointsman.twin.plan_tables import Alternative, compared
+    from pointsman.twin.plan_tables import Alternative, Report, as_json, as_text, compared
 
     _check(args)
     recording = read_recording(args.trace, args.last)
@@ -128,7 +127,15 @@ def run(args: argparse.Namespace) -> int:
         for kind in dict.fromkeys(kind for a in alternatives for kind in a.fleet.counts)
         if kinds.guessed(kind)
     ]
-    print((_json if args.json else _text)(recording, happened, errors, alternatives, remarks, found))
+    report = Report(
+        recording=recording,
+        happened=happened,
+        errors=errors,
+        alternatives=alternatives,
+        remarks=remarks,
+        found=found,
+    )
+    print(as_json(report) if args.json else as_text(report))
     return 0
 
 
@@ -189,6 +196,7 @@ def _cheapest(
         kinds=kinds,
         prices=prices,
         most={kind: counts.get(kind, 0) + args.more for kind in prices},
+        seeds=args.seeds,
         jobs=_jobs(args),
     )
     return cheapest(search, recording, partial(_each, args))
@@ -240,51 +248,3 @@ def _numbers(option: str, texts: Sequence[str], kinds: Kinds, number: Callable[[
             raise SettingsError(f"{option}: {error.message}") from error
         found[kind] = parsed
     return found
-
-
-def _text(
-    recording: Recording,
-    happened: Result,
-    errors: Sequence[Compared],
-    alternatives: Sequence[Alternative],
-    remarks: Sequence[str],
-    found: Found | None,
-) -> str:
-    from pointsman.twin.plan_tables import alternatives_text, cheapest_text, error_text, trace_text
-
-    parts = [trace_text(recording, alternatives[0].fleet, happened, remarks), error_text(errors)]
-    parts.append(alternatives_text(alternatives))
-    if found:
-        parts.append(cheapest_text(found))
-    return "\n\n".join(parts)
-
-
-def _json(
-    recording: Recording,
-    happened: Result,
-    errors: Sequence[Compared],
-    alternatives: Sequence[Alternative],
-    remarks: Sequence[str],
-    found: Found | None,
-) -> str:
-    import msgspec
-
-    from pointsman.twin.plan_tables import as_data
-
-    tree = {
-        "recorded": happened,
-        "prediction_error": errors,
-        "believable": all(each.believable for each in errors),
-        "alternatives": [as_data(each) for each in alternatives],
-        "remarks": remarks,
-        "refused": recording.refused,
-    }
-    if found:
-        tree["cheapest"] = {
-            "endpoints": found.fleet and dict(found.fleet.counts),
-            "price_per_hour": found.price,
-            "replays": found.replays,
-            "mixes": found.mixes,
-            "given_up": found.given_up,
-        }
-    return msgspec.json.format(msgspec.json.encode(tree)).decode()

@@ -10,9 +10,11 @@ without, it tells no more than an answer that was broken off.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from functools import lru_cache
+from math import inf
 
+import msgspec
 from xxhash import xxh3_64_intdigest
 
 from pointsman.predictor.state import LengthsState, TableState, bins_state
@@ -29,6 +31,7 @@ DEFAULT_TOKENS = 300.0
 BYTES_PER_TOKEN = 220.0
 """A stream carries about so much for each token, until its own is known."""
 BYTES_MEMORY_TOKENS = 100_000
+MOST_WAITING = 20_000
 MAX_LEVELS = 512
 MAX_GROUPS = 1024
 MAX_BITS = 20
@@ -43,15 +46,51 @@ HEAD_BYTES = 256
 TENANT_HEADERS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
 
 
+class _Sort(msgspec.Struct, frozen=True, gc=False):
+    """What sort of request it was: the keys of its tables, and nothing that keeps the request itself."""
+
+    model: int
+    limit: int
+    group: int
+    """0: nothing tells who asks."""
+    bits: int
+    cut_at: float
+    """Tokens at which it is cut."""
+
+
+class _Answer:
+    """An answer under way, or waiting for those sent before it."""
+
+    __slots__ = ("over", "overtaken", "sort", "tokens", "whole")
+
+    def __init__(
+        self, sort: _Sort, tokens: float = 0.0, *, whole: bool = False, overtaken: bool = False
+    ) -> None:
+        self.sort = sort
+        self.tokens = tokens
+        """0.0: nothing is known of its length."""
+        self.whole = whole
+        """It was not broken off."""
+        self.over = False
+        self.overtaken = overtaken
+        """It is in no order any more: too many came after it."""
+
+
 class Lengths:
     """Knows the usual length of an answer, the better the more came back."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_waiting: int = MOST_WAITING) -> None:
+        """At most so many answers wait for one that was sent before them."""
+        self._most_waiting = most_waiting
         self.pool = Table(exponential(DEFAULT_TOKENS), prior=PRIOR, memory=MEMORY)
         self.levels: dict[int, Table] = {}
         self.groups: OrderedDict[int, Table] = OrderedDict()
         """Least recently answered first."""
         self._bytes, self._tokens = BYTES_PER_TOKEN, 1.0
+        self._open: dict[int, _Answer] = {}
+        """By the identity of the request, as long as it is under way."""
+        self._order: deque[_Answer] = deque()
+        """As they were sent, from the first that is not over."""
 
     def of(self, request: InferenceRequest) -> Table:
         """What to expect of this request."""
@@ -63,38 +102,62 @@ class Lengths:
             or self.pool
         )
 
-    def add(self, request: InferenceRequest, tokens: float) -> None:
-        """An answer to ``request`` has ended well after ``tokens``, of each choice."""
-        cut = request.max_tokens is not None and tokens >= request.max_tokens
-        self.pool.ended(tokens)
-        model, *narrower = self._levels(request)
-        if cut:
-            model.left(tokens)
-        else:
-            model.ended(tokens)
-        for table in narrower:
-            table.ended(tokens)
-
-    def left(self, request: InferenceRequest, tokens: float) -> None:
-        """An answer to ``request`` was broken off after ``tokens``: cancelled, timed out, failed."""
-        self.pool.left(tokens)
-        for table in self._levels(request):
-            table.left(tokens)
+    def sent(self, request: InferenceRequest) -> None:
+        """The request goes out. What becomes of it is learned after what became of those sent before it:
+        short answers come first, and whoever learned them at once would expect too little of those to come.
+        """
+        if id(request) in self._open:  # it was tried elsewhere before
+            return
+        answer = self._open[id(request)] = _Answer(_sort_of(request))
+        self._order.append(answer)
+        if len(self._order) > self._most_waiting:
+            self._order.popleft().overtaken = True
 
     def observe(self, request: InferenceRequest, outcome: Outcome, predicted: Prediction | None) -> None:
         """The request is over, however it ended."""
         usage = outcome.usage.output_tokens
         tokens = usage / request.n if usage else self._given(request, outcome, predicted)
-        if tokens < 1:
-            return
-        if outcome.ending is Ending.OK:
-            self.add(request, tokens)
-        elif outcome.ending in (Ending.CANCELLED, Ending.FAILED):
-            self.left(request, tokens)
+        answer = self._open.pop(id(request), None) or _Answer(_sort_of(request), overtaken=True)
+        answer.over = True
+        if tokens >= 1 and outcome.ending in (Ending.OK, Ending.CANCELLED, Ending.FAILED):
+            answer.tokens, answer.whole = tokens, outcome.ending is Ending.OK
+        if answer.overtaken:
+            self._learn(answer)
+        order = self._order
+        while order and order[0].over:
+            self._learn(order.popleft())
         if usage and request.stream and outcome.response_bytes:
             kept = 0.5 ** (usage / BYTES_MEMORY_TOKENS)
             self._bytes = self._bytes * kept + outcome.response_bytes
             self._tokens = self._tokens * kept + usage
+
+    def add(self, request: InferenceRequest, tokens: float) -> None:
+        """An answer to ``request`` has ended well after ``tokens``, of each choice."""
+        self._learn(_Answer(_sort_of(request), tokens, whole=True))
+
+    def left(self, request: InferenceRequest, tokens: float) -> None:
+        """An answer to ``request`` was broken off after ``tokens``: cancelled, timed out, failed."""
+        self._learn(_Answer(_sort_of(request), tokens))
+
+    def _learn(self, answer: _Answer) -> None:
+        tokens, sort = answer.tokens, answer.sort
+        if not tokens:
+            return
+        model = self._level(sort.model, self.pool)
+        limited = self._level(sort.limit, model, sort.bits)
+        tables = [self.pool, limited]
+        if sort.group:
+            tables.append(self._group(sort.group, limited, sort.bits))
+        if not answer.whole:
+            for table in (*tables, model):
+                table.left(tokens)
+            return
+        for table in tables:
+            table.ended(tokens)
+        if tokens < sort.cut_at:
+            model.ended(tokens)
+        else:
+            model.left(tokens)
 
     def state(self) -> LengthsState:
         """What is kept over a restart."""
@@ -133,17 +196,6 @@ class Lengths:
         first_s = outcome.ttft_s or predicted.queue_s + predicted.prefill_s
         return max(0.0, outcome.duration_s - first_s) / predicted.step_s
 
-    def _levels(self, request: InferenceRequest) -> list[Table]:
-        """The tables below the pool's that a request belongs to, the most general one first."""
-        bits = bits_of(request)
-        limit = limit_key(request.model, bits)
-        model = self._level(model_key(request.model), self.pool)
-        limited = self._level(limit, model, bits)
-        group = group_key(request, limit)
-        if not group:
-            return [model, limited]
-        return [model, limited, self._group(group, limited, bits)]
-
     def _level(self, key: int, parent: Table, bits: int = 0) -> Table:
         found = self.levels.get(key)
         if found is None:
@@ -172,6 +224,13 @@ def _restored(state: TableState, parent: Table, prior: float, memory: float, kep
     table = Table(parent, prior=prior, memory=memory, limit=state.limit)
     table.recall(state.bins, kept)
     return table
+
+
+def _sort_of(request: InferenceRequest) -> _Sort:
+    bits = bits_of(request)
+    limit = limit_key(request.model, bits)
+    cut_at = inf if request.max_tokens is None else request.max_tokens
+    return _Sort(model_key(request.model), limit, group_key(request, limit), bits, cut_at)
 
 
 def bits_of(request: InferenceRequest) -> int:

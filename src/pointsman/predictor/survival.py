@@ -126,23 +126,7 @@ class Table:
     is as ``parent``.
     """
 
-    __slots__ = (
-        "_memory",
-        "_new",
-        "_prior",
-        "bins",
-        "curve",
-        "limit",
-        "mean",
-        "of_a_token",
-        "parent",
-        "weight",
-    )
-
-    curve: Curve
-    mean: float
-    of_a_token: float
-    """Mean length of the answer that a token belongs to: what is running is more often long."""
+    __slots__ = ("_curve", "_memory", "_new", "_prior", "bins", "limit", "parent", "weight")
 
     def __init__(
         self, parent: Table | Curve, *, prior: float, memory: float, limit: float = EDGES[-1]
@@ -158,7 +142,23 @@ class Table:
         self._memory = memory
         self.limit = limit
         self._new = 0.0
-        self.draw()
+        self._curve: Curve | None = None
+
+    @property
+    def curve(self) -> Curve:
+        """Drawn when somebody asks: most tables of single prompts are never asked."""
+        if self._curve is None or self._new > REFRESH * self.weight:
+            return self.draw()
+        return self._curve
+
+    @property
+    def mean(self) -> float:
+        return self.curve.mean
+
+    @property
+    def of_a_token(self) -> float:
+        """Mean length of the answer that a token belongs to: what is running is more often long."""
+        return self.curve.of_a_token
 
     def ended(self, tokens: float) -> None:
         """An answer ended after so many."""
@@ -182,7 +182,7 @@ class Table:
         self.bins = bins
         self.weight = sum(found.ended + found.left for found in bins.values())
         self.scale(kept)
-        self.draw()
+        self._curve = None
 
     def survival(self, tokens: float) -> float:
         return self.curve.survival(tokens)
@@ -215,12 +215,9 @@ class Table:
         self._new += 1.0
         if self.weight > self._memory:
             self.scale(0.5)
-        if self._new >= REFRESH * self.weight:
-            self.draw()
 
-    def draw(self) -> None:
+    def draw(self) -> Curve:
         """Bring the curve up to date."""
-        self._new = 0.0
         parent = self.parent if isinstance(self.parent, Curve) else self.parent.curve
         prior, bins = self._prior, self.bins
         hazards, means, variances = parent.hazards[:], parent.means[:], parent.variances[:]
@@ -238,8 +235,9 @@ class Table:
                 square = found.squares + before * (variances[k] + means[k] * means[k])
                 means[k] = (found.tokens + before * means[k]) / ends
                 variances[k] = max(0.0, square / ends - means[k] * means[k])
-        self.curve = Curve(hazards, means, variances, self.limit)
-        self.mean, self.of_a_token = self.curve.mean, self.curve.of_a_token
+        self._new = 0.0
+        self._curve = Curve(hazards, means, variances, self.limit)
+        return self._curve
 
 
 def bin_of(tokens: float) -> int:

@@ -54,6 +54,10 @@ class Exchange:
     _holding = False
     """The response is a refusal (429, 503 ...): held back, since another endpoint may do better."""
     _held: list[bytes]
+    _tail: deque[bytes]
+    """The last reads of the response's body."""
+    _whole = b""
+    """The body of a response that came in one piece, behind four bytes of its head."""
     _refusal: tuple[ResponseHead, bytes, bytes] | None = None
     """The last refusal (head and body), for the client when nobody does better."""
     _early = False
@@ -79,7 +83,6 @@ class Exchange:
         self.flight = flight
         self._started_at = self._sent_at = self._progress_at = started_at
         self._write: Write = client.write
-        self._tail: deque[bytes] = deque(maxlen=TAIL_READS)
 
     # -- sending
 
@@ -115,6 +118,7 @@ class Exchange:
     def response_head(self, head: ResponseHead, raw: bytes) -> None:
         status = self._status = head.status
         self._response = head
+        self._tail = deque(maxlen=TAIL_READS)
         if status >= 500 or self._plane.pool.troubled:
             self._account(status)
         if status >= 400 and self._try_elsewhere(status):
@@ -188,8 +192,29 @@ class Exchange:
             if head:
                 self._client.write(head)
             self._write(data)
-        if self.request_head.method == b"POST" and api.makes_state(self.request_head.path):
+        if self.request_head.makes_state:
             self._find_id(data)
+
+    def response_whole(self, head: ResponseHead, data: bytes, end: int) -> None:
+        self._upstream = None
+        plane = self._plane
+        if plane.pool.troubled or not self._relays_simply():
+            self.response_head(head, data[:end])
+            self.response_body(data[end + 4 :])
+            self.response_done()
+            return
+        whole = self._whole = data[end:]
+        self._status = head.status
+        self._started = True
+        self.reads = 1
+        self._bytes = len(whole) - 4
+        now = plane.clock()
+        self._ttft_s = now - self._started_at
+        self.flight.first_output(now)
+        self._write(data[:end] + f"\r\nx-request-id: {self.request.id}".encode("latin-1") + whole)
+        if self.request_head.makes_state:
+            self._find_id(whole)
+        self._end(Ending.OK, "")
 
     def _find_id(self, seen: bytes) -> None:
         """The first bytes of the answer name what it made, in whatever pieces they come: remember who holds
@@ -302,7 +327,6 @@ class Exchange:
         self._write = self._client.write
         self._head = None
         self._bytes = self._counted = 0
-        self._tail.clear()
         self._sent_at = self._plane.clock()
         self.send()
 
@@ -461,6 +485,8 @@ class Exchange:
         )
 
     def _last_bytes(self) -> bytes:
+        if self._whole:
+            return self._whole[-TAIL_BYTES:]
         tail = b""
         for data in reversed(self._tail):
             tail = data[-TAIL_BYTES:] + tail

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import httptools
 
-from pointsman.api import Format
+from pointsman.api import Format, makes_state
 from pointsman.errors import BadRequest
 
 HOP_BY_HOP = frozenset(
@@ -50,6 +50,7 @@ class RequestHead:
         "http10",
         "keep_alive",
         "lines",
+        "makes_state",
         "method",
         "path",
         "request_id",
@@ -74,6 +75,8 @@ class RequestHead:
     """The client's own, if it is a sane one."""
     format: Format | None
     """How the body is read; set when the path has been found to be served."""
+    makes_state: bool
+    """What it makes is named by later calls, as far as the path tells."""
     rewrites: bool
     """It asks for another model name."""
     forwarded: dict[str, bytes]
@@ -168,6 +171,7 @@ class HeadParser:
         result.request_id = _sane_id(raw.get(b"x-request-id", b""))
         result.rewrites = any(name.encode() in raw for name in MODEL_REWRITE)
         result.format = None
+        result.makes_state = result.method == b"POST" and makes_state(result.path)
         result.forwarded = {}
         self._remember(head, length, result)
         return result, int(length)

@@ -59,6 +59,11 @@ class Receiver(Protocol):
 
     def response_done(self) -> None: ...
 
+    def response_whole(self, head: ResponseHead, data: bytes, end: int) -> None:
+        """Instead of the three before: all of a simple response, its head up to ``end``, its body four bytes
+        later. The connection serves others from here on.
+        """
+
     def response_broken(self, why: str) -> None:
         """``connect`` (nobody there), ``stale`` (a kept connection was closed under us), ``reset``,
         ``timeout`` or ``malformed``."""
@@ -209,6 +214,14 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.abort()
             return
         if self._state == _HEAD:
+            known = self._known
+            end = -1 if self._partial or self._without_body else self._end_of_known(data)
+            if known is not None and known.simple and end > 0 and 0 < self._left == len(data) - end - 4:
+                self.receiver = None
+                self.fresh = False
+                self.connections.keep(self)
+                receiver.response_whole(known, data, end)
+                return
             rest = self._take_head(data, receiver)
             if rest is None:
                 return
@@ -239,19 +252,32 @@ class UpstreamConnection(asyncio.Protocol):
             receiver.response_body(data[:end])
             self._done(False)  # it sent more than the response: nothing it says next can be trusted
 
+    def _end_of_known(self, data: bytes) -> int:
+        """Where the head ends when it is the one before, but for its content-length, which is then in
+        ``_left``; else -1.
+        """
+        before, after = self._before, self._after
+        if self._known is None or not data.startswith(before):
+            return -1
+        at = len(before)
+        digits_end = data.find(b"\r", at, at + 16)
+        digits = data[at:digits_end]
+        if digits_end < 0 or not data.startswith(after, digits_end) or not digits.isdigit():
+            return -1
+        self._left = int(digits)
+        return digits_end + len(after) - 4
+
+    def _is_whole(self, data: bytes, end: int) -> bool:
+        """Whether this is all of a response that begins with the known head, and there is a body in it."""
+        known = self._known
+        assert known
+        return known.simple and 0 < self._left == len(data) - end - 4 and not self._without_body
+
     def _take_head(self, data: bytes, receiver: Receiver) -> bytes | None:
         """Body bytes that came with the head, or None while there is no body to read (yet)."""
         if self._partial:
             data = self._partial + data
-        head, end, length = self._known, -1, 0
-        if head is not None and data.startswith(self._before):
-            at = len(self._before)
-            digits_end = data.find(b"\r", at, at + 16)
-            if digits_end > at and data.startswith(self._after, digits_end):
-                digits = data[at:digits_end]
-                if digits.isdigit():
-                    length = int(digits)
-                    end = digits_end + len(self._after) - 4
+        head, end = self._known, self._end_of_known(data)
         if end < 0:
             end = data.find(b"\r\n\r\n")
             if end < 0:
@@ -260,7 +286,7 @@ class UpstreamConnection(asyncio.Protocol):
                     self._broken("malformed")
                 return None
             try:
-                head, length = self._parse(data[: end + 4])
+                head, self._left = self._parse(data[: end + 4])
             except ValueError:
                 self._broken("malformed")
                 return None
@@ -275,7 +301,7 @@ class UpstreamConnection(asyncio.Protocol):
         elif head.chunked:
             self._state, self._framing = _CHUNKED, ChunkFraming()
         elif head.has_length:
-            self._state, self._left = _LENGTH, length
+            self._state = _LENGTH
         else:
             self._state = _UNTIL_CLOSE
         if self._without_body or head.status in (204, 304):

@@ -120,5 +120,7 @@ class Scheduler:
 
 
 def _only_if_available(request: InferenceRequest) -> bool:
-    prefer = request.headers.get("prefer")
-    return prefer is not None and any(part.strip().lower() == IF_AVAILABLE for part in prefer.split(","))
+    headers = request.headers
+    return "prefer" in headers and any(
+        part.strip().lower() == IF_AVAILABLE for part in headers["prefer"].split(",")
+    )

@@ -4,7 +4,7 @@ engines as fast as was learned of those it ran on.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
@@ -79,6 +79,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     within_slo: float | None
     """Share of the requests; None without limits."""
     requests_by_endpoint: Mapping[str, int]
+    in_flight_by_endpoint: Mapping[str, float]
+    """At once, on average."""
     broken_off: bool = False
 
 
@@ -137,6 +139,9 @@ def merged(results: Sequence[Result]) -> Result:
         tpot=_mean([r.tpot for r in results if r.tpot]),
         within_slo=fmean(shares) if shares else None,
         requests_by_endpoint={name: round(n / len(results)) for name, n in counts.items()},
+        in_flight_by_endpoint={
+            name: fmean(r.in_flight_by_endpoint.get(name, 0.0) for r in results) for name in counts
+        },
     )
 
 
@@ -211,6 +216,9 @@ def _of_twin(request: Traced, record: Served, slo: Slo) -> Done:
 
 def _result(done: Sequence[Done]) -> Result:
     well = [d for d in done if d.ok]
+    held_s: defaultdict[str, float] = defaultdict(float)
+    for d in done:
+        held_s[d.endpoint] += d.end_s - d.at_s
     span_s = max((d.end_s for d in well), default=0.0) - min((d.at_s for d in done), default=0.0)
     return Result(
         requests=len(done),
@@ -220,6 +228,7 @@ def _result(done: Sequence[Done]) -> Result:
         tpot=percentiles((d.tpot_s for d in well if d.tpot_s is not None), mergeable=False),
         within_slo=_within(done),
         requests_by_endpoint=dict(sorted(Counter(d.endpoint for d in done).items())),
+        in_flight_by_endpoint={name: s / span_s if span_s > 0 else 0.0 for name, s in sorted(held_s.items())},
     )
 
 

@@ -46,6 +46,8 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     prices: Mapping[str, float]
     """Of an hour, by kind; only these are used."""
     most: Mapping[str, int]
+    seeds: int = 1
+    """All of which a mix has to keep the SLO with."""
     jobs: int = 1
 
 
@@ -70,11 +72,14 @@ def cheapest(search: Search, recording: Recording, replay: Replay) -> Found:
     def price(counts: Counts) -> float:
         return sum(n * search.prices[name] for n, name in zip(counts, names, strict=True))
 
-    def task(counts: Counts) -> Task:
+    def task(counts: Counts, seed: int = 0) -> Task:
         fleet = of_counts(search.recorded, dict(zip(names, counts, strict=True)), search.kinds)
-        return Task(source=search.source, fleet=fleet, policy=search.policy, hopeless=True)
+        return Task(source=search.source, fleet=fleet, policy=search.policy, seed=seed, hopeless=True)
 
-    if not any(largest) or not keeps(replay([task(largest)])[0], SHARE_WITHIN_SLO):
+    def holds(results: Sequence[Result]) -> bool:
+        return all(keeps(result, SHARE_WITHIN_SLO) for result in results)
+
+    if not any(largest) or not holds(replay([task(largest)])):
         return Found(fleet=None, price=None, replays=1, mixes=size)
     replays, failed = 1, list[Counts]()
     left = sorted(filter(enough, product(*ranges)), key=lambda counts: (price(counts), sum(counts), counts))
@@ -83,7 +88,9 @@ def cheapest(search: Search, recording: Recording, replay: Replay) -> Found:
         results = replay([task(counts) for counts in batch])
         replays += len(batch)
         for counts, result in zip(batch, results, strict=True):
-            if keeps(result, SHARE_WITHIN_SLO):
+            others = [task(counts, seed) for seed in range(1, search.seeds)] if holds([result]) else []
+            replays += len(others)
+            if holds([result]) and (not others or holds(replay(others))):
                 return Found(fleet=task(counts).fleet, price=price(counts), replays=replays, mixes=size)
             failed.append(counts)
         left = [

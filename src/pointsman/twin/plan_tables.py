@@ -17,6 +17,8 @@ from pointsman.twin.plan_cheapest import Found
 from pointsman.twin.plan_fleet import Fleet
 
 WIDTH = 110
+MORE_AT_ONCE = 2.0
+"""Times as many requests at once: beyond that a speed is extrapolated."""
 SAME_S = 0.01
 """TTFTs that differ by less are the same to whoever waits."""
 
@@ -60,6 +62,56 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True):
     """Of an hour of the fleet; None where a price is not known."""
 
 
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a plan says."""
+
+    recording: Recording
+    happened: Result
+    errors: Sequence[Compared]
+    alternatives: Sequence[Alternative]
+    """The first is the recorded fleet under the recorded load."""
+    remarks: Sequence[str]
+    found: Found | None = None
+    """What ``--cheapest`` found; the last alternative if it is a fleet."""
+
+
+def as_text(report: Report) -> str:
+    """For people."""
+    alternatives, found = report.alternatives, report.found
+    parts = [
+        trace_text(report.recording, alternatives[0].fleet, report.happened, report.remarks),
+        error_text(report.errors),
+        alternatives_text(alternatives),
+        "\n".join(extrapolated(report.happened, alternatives)),
+    ]
+    if found:
+        parts.append(cheapest_text(found))
+    return "\n\n".join(filter(None, parts))
+
+
+def as_json(report: Report) -> str:
+    """For programs."""
+    found = report.found
+    tree: dict[str, object] = {
+        "recorded": report.happened,
+        "prediction_error": report.errors,
+        "believable": all(each.believable for each in report.errors),
+        "alternatives": [as_data(each) for each in report.alternatives],
+        "extrapolated": extrapolated(report.happened, report.alternatives),
+        "remarks": report.remarks,
+        "refused": report.recording.refused,
+    }
+    if found:
+        tree["cheapest"] = {
+            "endpoints": found.fleet and dict(found.fleet.counts),
+            "price_per_hour": found.price,
+            "replays": found.replays,
+            "mixes": found.mixes,
+            "given_up": found.given_up,
+        }
+    return msgspec.json.format(msgspec.json.encode(tree)).decode()
+
+
 def trace_text(recording: Recording, fleet: Fleet, happened: Result, remarks: Sequence[str]) -> str:
     """What was recorded, and what has to be said of it."""
     requests = recording.requests
@@ -76,6 +128,30 @@ def trace_text(recording: Recording, fleet: Fleet, happened: Result, remarks: Se
     return "\n".join([*lines, *remarks])
 
 
+def extrapolated(happened: Result, alternatives: Sequence[Alternative]) -> Sequence[str]:
+    """A sentence for each alternative and kind that would have many more requests at once than were recorded:
+    how slow its steps get then, nobody has seen.
+    """
+    was = _in_flight(alternatives[0], happened)
+    return [
+        f"EXTRAPOLATED: {other.name}: {requests:.0f} requests at once on each {kind}, where {was[kind]:.2g} "
+        f"were recorded"
+        for other in alternatives[1:]
+        for kind, requests in _in_flight(other, other.result).items()
+        if kind in was and requests > max(1.0, MORE_AT_ONCE * was[kind])
+    ]
+
+
+def _in_flight(alternative: Alternative, result: Result) -> dict[str, float]:
+    """Requests at once on each endpoint of a kind."""
+    kinds = {item.name: item.accelerator for item in alternative.fleet.items}
+    found = dict.fromkeys(alternative.fleet.counts, 0.0)
+    for name, requests in result.in_flight_by_endpoint.items():
+        if name in kinds:
+            found[kinds[name]] += requests / alternative.fleet.counts[kinds[name]]
+    return found
+
+
 def cheapest_text(found: Found) -> str:
     """How the search ended, in a sentence or two."""
     looked = f"{found.replays} replays, {found.mixes:,} mixes"
@@ -88,7 +164,7 @@ def cheapest_text(found: Found) -> str:
         return (
             f"Not found within {looked}; the largest mix keeps the SLO for {price}. Give fewer with --more."
         )
-    return f"Cheapest that keeps the SLO for {SHARE_WITHIN_SLO:.0%} of the requests: {price} ({looked})"
+    return f"Cheapest that keeps the SLO for {SHARE_WITHIN_SLO:.0%} of the requests: {price} ({looked})."
 
 
 def compared(recorded: Result, replays: Sequence[Result]) -> list[Compared]:

@@ -6,19 +6,23 @@ from collections.abc import Mapping, Sequence
 from math import inf
 
 from pointsman.predictor.costs import Costs
+from pointsman.predictor.fit import HALF_LIFE_S
 from pointsman.predictor.learned import Learned
 from pointsman.predictor.lengths import Lengths
 from pointsman.predictor.speed import Speeds
+from pointsman.predictor.state import Kept
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.cycle import Cycle
 from pointsman.scheduling.signals import prefix_match
-from pointsman.types import Decision, Ending, Endpoint, InferenceRequest, Outcome, Prediction
+from pointsman.types import Decision, Endpoint, InferenceRequest, Outcome, Prediction
 
 NEAR = 1.005
 """Costs that differ by less are the same: the choice between them is spread."""
 HOME_SHARE = 0.5
 """Who holds so much of what the best holder has is a home of the prefix."""
 PRICE_STEP = 0.2
+PRICE = "price"
+"""Its name in what is kept over a restart."""
 MOVES_SHARE = 0.005
 """Of the requests that leave all homes of their prefix in the long run."""
 EARLY_MOVES_SHARE = 0.1
@@ -133,6 +137,7 @@ class LeastCost(Plugin):
 
     def on_dispatch(self, cycle: Cycle, decision: Decision) -> None:
         costs, slot = self._costs, decision.chosen.slot
+        costs.lengths.sent(cycle.request)
         prompt, uncached = decision.prompt_tokens, decision.prompt_tokens - decision.matched_tokens
         token_s, step_s = costs.token_s[slot], costs.step_s[slot]
         queue_s = decision.chosen.load.tokens * token_s
@@ -148,11 +153,18 @@ class LeastCost(Plugin):
         costs.sent(prompt, uncached if sharing else prompt)
 
     def on_outcome(self, request: InferenceRequest, decision: Decision, outcome: Outcome) -> None:
-        tokens = outcome.usage.output_tokens or outcome.likely_tokens
-        if tokens and outcome.ending is Ending.OK:
-            self._costs.lengths.add(request, tokens)
+        self._costs.lengths.observe(request, outcome, decision.predicted)
         if self._places:
             self._leave(decision.request_id)
+
+    def keep(self, endpoints: Sequence[Endpoint], now: float) -> Kept | None:
+        speeds = self._costs.speeds.state(endpoints, now)
+        return Kept(speeds, self._costs.lengths.state(), {PRICE: self._price}) if speeds else None
+
+    def recall(self, kept: Kept, at: float, now: float) -> None:
+        self._costs.speeds.restore(kept.speeds, at, now)
+        self._costs.lengths.restore(kept.lengths, now - at)
+        self._price = kept.numbers.get(PRICE, 0.0) * 0.5 ** ((now - at) / HALF_LIFE_S)
 
     def learned(self, endpoints: Sequence[Endpoint], now: float) -> Mapping[str, Learned]:
         known = ((e.name, self._costs.learned(e, now)) for e in endpoints)
