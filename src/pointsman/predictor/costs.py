@@ -35,18 +35,45 @@ MAX_STEP_S = 1.0
 """A pause counts as so much time: nothing was seen in it."""
 
 
+Row = tuple[float, float, float, float]
+"""What any request costs at an endpoint, seconds: before anything of it is computed; for each uncached token of
+its prompt; for each token of its answer; and for each of its answer times each of its prompt.
+"""
+
+
+class Look:
+    """Endpoints that are asked together, those of a model, and when they were looked at last."""
+
+    __slots__ = ("endpoints", "looked_s", "names", "place", "sampled_s", "slots")
+
+    def __init__(self) -> None:
+        self.endpoints: Sequence[Endpoint] = ()
+        self.names: list[str] = []
+        self.slots: list[int] = []
+        self.place: dict[int, int] = {}
+        """Slot to its place among them."""
+        self.looked_s = self.sampled_s = -inf
+
+    def arrange(self, endpoints: Sequence[Endpoint]) -> bool:
+        """Take these; whether they are others than before."""
+        self.endpoints = endpoints
+        slots, names = [e.slot for e in endpoints], [e.name for e in endpoints]
+        if slots == self.slots and names == self.names:
+            return False
+        self.slots, self.names = slots, names
+        self.place = {slot: i for i, slot in enumerate(slots)}
+        return True
+
+
 class Costs:
     """Lists by slot. ``update`` first, then read."""
 
     def __init__(self, speeds: Speeds, lengths: Lengths) -> None:
         self.speeds = speeds
         self.lengths = lengths
-        self.wait: list[float] = []
-        self.token: list[float] = []
-        self.output: list[float] = []
-        self.context: list[float] = []
+        self.rows: list[Row] = []
         self.room: list[float] = []
-        """KV tokens that can still be promised; infinite where the engine does not publish its KV size."""
+        """KV tokens that can still be promised; infinite where nothing tells the KV cache's size."""
         self.level: list[float] = []
         """Cost of a usual request whose prompt is cached, smoothed: differences in it have lasted."""
         self.step_s: list[float] = []
@@ -55,47 +82,47 @@ class Costs:
         """Until the prompts in flight are computed."""
         self.token_s: list[float] = []
         """An uncached prompt token."""
+        self.settled = False
+        """What is known of speeds stands on enough samples."""
         self.tight = False
         """Some endpoint may be short of room."""
         self._names: list[str] = []
-        self._sent: list[int] = []
         self._seen: list[int] = []
-        """``Load.sent`` and ``Load.changes`` of what the lists were computed from."""
-        self._looked_s = -inf
+        """``Load.changes`` of what the lists were computed from."""
+        self._touched: list[Endpoint] = []
+        """Those that have been sent something since."""
         self._known: list[tuple[float, float, float, float]] = []
         """Of a step: in any case, for each sequence, for each token of context; and of a prompt token."""
         self._mean = self._usual = lengths.pool.mean
         self._usual_prompt = 0.0
         self._usual_hold = 0.0
-        self._at_s: dict[int, float] = {}
-        """Last sample by the first of the endpoints: each model has its own."""
+        self._looks: dict[int, Look] = {}
+        """By the first of the endpoints."""
 
-    def update(self, endpoints: Sequence[Endpoint], now_s: float) -> None:
+    def update(self, endpoints: Sequence[Endpoint], now_s: float) -> Look:
         """Bring the lists up to date: for all ``endpoints`` a few times a second, else for those that have
         been sent something, and soon for those that got rid of something.
         """
-        if now_s - self._at_s.get(endpoints[0].slot, -inf) >= SAMPLE_S:
-            self._sample(endpoints, now_s)
-            return
-        seen, names = self._sent, self._names
-        try:
-            if now_s - self._looked_s < LOOK_S:
-                changed = [e for e in endpoints if seen[e.slot] != e.load.sent]
-            else:
-                self._looked_s = now_s
-                known = self._seen
-                changed = [e for e in endpoints if known[e.slot] != e.load.changes]
-            if any([names[e.slot] != e.name for e in changed]):  # noqa: C419 - a list is quicker
-                self._sample(endpoints, now_s)
-                return
-        except IndexError:
-            self._sample(endpoints, now_s)
-            return
-        for endpoint in changed:
-            self._compute(endpoint, now_s)
+        look = self._looks.get(endpoints[0].slot)
+        if look is None or now_s - look.sampled_s >= SAMPLE_S:
+            return self._sample(endpoints, now_s)
+        if look.endpoints is endpoints and now_s - look.looked_s < LOOK_S:
+            changed = self._touched
+        else:
+            if look.endpoints is not endpoints and look.arrange(endpoints) and self._new(look):
+                return self._sample(endpoints, now_s)
+            look.looked_s = now_s
+            seen = self._seen
+            changed = [e for e in endpoints if seen[e.slot] != e.load.changes]
+        if changed:
+            for endpoint in changed:
+                self._compute(endpoint, now_s)
+            self._touched.clear()
+        return look
 
-    def sent(self, prompt_tokens: int, hold_tokens: int) -> None:
-        """A request goes out that newly takes ``hold_tokens`` of KV at first."""
+    def sent(self, endpoint: Endpoint, prompt_tokens: int, hold_tokens: int) -> None:
+        """A request goes to ``endpoint`` that newly takes ``hold_tokens`` of KV at first."""
+        self._touched.append(endpoint)
         self._usual_prompt += (prompt_tokens - self._usual_prompt) / MEMORY
         self._usual_hold += (hold_tokens - self._usual_hold) / MEMORY
 
@@ -119,26 +146,31 @@ class Costs:
             kv_room_tokens=None if room == inf else max(0, int(room)),
         )
 
+    def _new(self, look: Look) -> bool:
+        """Somebody is there who was not when samples were taken."""
+        names, known = self._names, len(self._names)
+        return any(s >= known or names[s] != n for s, n in zip(look.slots, look.names, strict=True))
+
     def _grow(self, slots: int) -> None:
         more = slots - len(self._seen)
         self._names += [""] * more
-        self._sent += [0] * more
         self._seen += [0] * more
-        self._known += [(0.0, 0.0, 0.0, 0.0)] * more
-        for column in (self.wait, self.token, self.output, self.context):
-            column += [0.0] * more
+        for table in (self._known, self.rows):
+            table += [(0.0, 0.0, 0.0, 0.0)] * more
         for column in (self.room, self.level, self.step_s, self.token_s, self.queue_s):
             column += [0.0] * more
 
-    def _sample(self, endpoints: Sequence[Endpoint], now_s: float) -> None:
-        first = endpoints[0].slot
-        passed_s = now_s - self._at_s.get(first, -inf)
-        self._at_s[first] = now_s
+    def _sample(self, endpoints: Sequence[Endpoint], now_s: float) -> Look:
+        look = self._looks.setdefault(endpoints[0].slot, Look())
+        look.arrange(endpoints)
+        passed_s = now_s - look.sampled_s
+        look.looked_s = look.sampled_s = now_s
         self._grow(max(e.slot for e in endpoints) + 1)
         pool = self.lengths.pool
         self._mean, self._usual = pool.mean, pool.of_a_token
         contexts = [e.load.context_tokens + self._generated(e, now_s) for e in endpoints]
         self.speeds.refresh(endpoints, now_s, contexts)
+        self.settled = self.speeds.settled
         for endpoint in endpoints:
             slot = endpoint.slot
             token_s = self.token_s[slot] = self.speeds.token_s(slot)
@@ -149,13 +181,15 @@ class Costs:
         least = inf
         for endpoint in endpoints:
             slot = endpoint.slot
-            level = self.wait[slot] + length * (self.output[slot] + self._usual_prompt * self.context[slot])
+            wait, _, output, context = self.rows[slot]
+            level = wait + length * (output + self._usual_prompt * context)
             if self._names[slot] == endpoint.name:
                 level += (self.level[slot] - level) * kept
             self._names[slot] = endpoint.name
             self.level[slot] = level
             least = min(least, self.room[slot])
         self.tight = least < 4 * (self._usual_prompt + length)
+        return look
 
     def _generated(self, endpoint: Endpoint, now_s: float) -> float:
         """Tokens that the requests in flight have been given so far, by their age."""
@@ -167,19 +201,23 @@ class Costs:
 
     def _compute(self, endpoint: Endpoint, now_s: float) -> None:
         slot, load, metrics = endpoint.slot, endpoint.load, endpoint.metrics
-        self._sent[slot], self._seen[slot] = load.sent, load.changes
-        running, usual = load.requests, self._usual
+        self._seen[slot] = load.changes
+        running, usual = load.requests + load.others, self._usual
         base_s, sequence_s, context_s, token_s = self._known[slot]
         generated = self._generated(endpoint, now_s)
         step_s = base_s + sequence_s * running + context_s * (load.context_tokens + generated)
+        if load.others:
+            step_s += context_s * load.others * (self._usual_prompt + usual / 2)
         more_s = sequence_s + context_s * usual / 2
         others = OTHERS * running
         queue_s = load.tokens * token_s
         self.step_s[slot], self.queue_s[slot] = step_s, queue_s
-        self.wait[slot] = step_s + queue_s * (WAIT + QUEUE * queue_s)
-        self.token[slot] = token_s * (WAIT + others)
-        self.output[slot] = step_s + more_s * (1 + others / 2)
-        self.context[slot] = context_s * (1 + others / 2)
+        self.rows[slot] = (
+            step_s + queue_s * (WAIT + QUEUE * queue_s),
+            token_s * (WAIT + others),
+            step_s + more_s * (1 + others / 2),
+            context_s * (1 + others / 2),
+        )
         if not metrics.kv_blocks:
             self.room[slot] = inf
             return

@@ -292,8 +292,8 @@ class Speeds:
 
     @property
     def settled(self) -> bool:
-        """What is known of every kind stands on enough samples."""
-        return all(kind.fit.weight_s >= SETTLED_S for kind in self._kinds)
+        """What is known of every kind stands on enough samples, or there is nothing to compare it with."""
+        return len(self._kinds) == 1 or all(kind.fit.weight_s >= SETTLED_S for kind in self._kinds)
 
     def token_s(self, slot: int) -> float:
         """Seconds for an uncached prompt token."""

@@ -20,14 +20,18 @@ NEAR = 1.005
 """Costs that differ by less are the same: the choice between them is spread."""
 HOME_SHARE = 0.5
 """Who holds so much of what the best holder has is a home of the prefix."""
-PRICE_STEP = 0.2
 PRICE = "price"
 """Its name in what is kept over a restart."""
-MOVES_SHARE = 0.005
-"""Of the requests that leave all homes of their prefix in the long run."""
-EARLY_MOVES_SHARE = 0.1
-"""The same while the speeds are still being learned: what was placed in ignorance has to move."""
-MOVES_AT_ONCE = 6.0
+PRICE_STEP = 4.0
+"""By which the price rises with each request that leaves, divided by the number of endpoints."""
+MOVES_SHARE = 0.004
+"""Of the requests that leave all homes of their prefix in the long run, as long as none saves a lot by it."""
+LEAST_PRICE, MOST_PRICE = 2.0, 16.0
+"""Below the one leaving is not worth it, above the other it always is. Nothing is too little as long as speeds
+are still being learned: what was placed in ignorance has to move.
+"""
+MOST_QUEUE_S = 0.1
+"""Nobody leaves for where more than this is still to be computed: they would wait for each other."""
 
 TTFT_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
 TPOT_HEADERS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
@@ -51,27 +55,32 @@ class LeastCost(Plugin):
     def __post_init__(self) -> None:
         self._costs = Costs(Speeds(), Lengths())
         self._price = 0.0
-        self._allowance = MOVES_AT_ONCE
         self._held: dict[Place, int] = {}
         """Requests in flight by where they hold which prompt in KV; kept while room is short."""
         self._places: dict[str, Place] = {}
 
     def pick(self, cycle: Cycle, scores: Sequence[float]) -> Sequence[Endpoint]:
         costs, endpoints, request = self._costs, cycle.endpoints, cycle.request
-        costs.update(cycle.candidates, cycle.services.clock())
+        look = costs.update(cycle.candidates, cycle.services.clock())
+        if endpoints is cycle.candidates:
+            slots, place = look.slots, look.place
+        else:
+            slots = [e.slot for e in endpoints]
+            place = {slot: i for i, slot in enumerate(slots)}
+        rows = costs.rows
         prompt = request.prompt_tokens
         length = costs.lengths.of(request).of_a_token
-        wait, token, output, context = costs.wait, costs.token, costs.output, costs.context
-        slots = [e.slot for e in endpoints]
-        total = [wait[s] + prompt * token[s] + length * (output[s] + prompt * context[s]) for s in slots]
+        total = [
+            wait + prompt * token + length * (output + prompt * context)
+            for wait, token, output, context in [rows[s] for s in slots]
+        ]
         match = cycle.get(prefix_match)
         cached: dict[int, int] = {}
-        held = match.blocks_by_slot
-        if held:
-            for i, slot in enumerate(slots):
-                if slot in held:
-                    cached[i] = match.tokens(slot)
-                    total[i] -= cached[i] * token[slot]
+        for slot in match.blocks_by_slot:
+            i = place.get(slot)
+            if i is not None:
+                cached[i] = tokens = match.tokens(slot)
+                total[i] -= tokens * rows[slot][1]
         if request.headers and not SLO_HEADERS.isdisjoint(request.headers):
             self._keep_promise(request, slots, total, cached)
         if costs.tight:
@@ -79,24 +88,32 @@ class LeastCost(Plugin):
         return (endpoints[self._choose(cycle, slots, total, cached)],)
 
     def _choose(self, cycle: Cycle, slots: list[int], total: list[float], cached: Mapping[int, int]) -> int:
+        """The least, unless that is to leave a prefix for too little."""
         costs = self._costs
-        share = MOVES_SHARE if costs.speeds.settled else EARLY_MOVES_SHARE
-        self._allowance = min(MOVES_AT_ONCE, self._allowance + share)
-        self._price = max(0.0, self._price - PRICE_STEP * MOVES_SHARE)
-        best = _least(cycle, total)
+        step = PRICE_STEP / len(slots)
+        self._price = price = max(LEAST_PRICE if costs.settled else 0.0, self._price - step * MOVES_SHARE)
+        least = min(total)
         if not cached:
-            return best
+            return _spread(cycle, total, least)
         enough = HOME_SHARE * max(cached.values())
+        homes = [i for i, tokens in cached.items() if tokens >= enough]
+        home = homes[0] if len(homes) == 1 else min(homes, key=total.__getitem__)
+        home_s = total[home]
+        if home_s <= least * NEAR:
+            return home
+        best = total.index(least)
         if cached.get(best, 0) >= enough:
             return best
-        home = min([i for i, tokens in cached.items() if tokens >= enough], key=total.__getitem__)
-        if total[home] < inf:
-            saved_s = min(total[home] - total[best], costs.level[slots[home]] - costs.level[slots[best]])
-            again = cycle.request.prompt_tokens - cached.get(best, 0)
-            if self._allowance < 1 or saved_s <= self._price * again * costs.token_s[slots[best]]:
+        there, level = slots[best], costs.level
+        if home_s < inf:
+            saved_s = min(home_s - least, level[slots[home]] - level[there])
+            again_s = (cycle.request.prompt_tokens - cached.get(best, 0)) * costs.token_s[there]
+            if saved_s <= price * again_s or costs.queue_s[there] > MOST_QUEUE_S:
                 return home
-        self._allowance = max(0.0, self._allowance - 1)
-        self._price += PRICE_STEP
+        elif costs.queue_s[there] > MOST_QUEUE_S:
+            free = [i for i, slot in enumerate(slots) if costs.queue_s[slot] <= MOST_QUEUE_S]
+            best = min(free, key=total.__getitem__, default=best)
+        self._price = min(MOST_PRICE, price + step)
         return best
 
     def _keep_promise(
@@ -143,14 +160,14 @@ class LeastCost(Plugin):
         queue_s = decision.chosen.load.tokens * token_s
         decision.predicted = Prediction(queue_s, step_s + uncached * token_s, step_s)
         if not costs.tight:
-            costs.sent(prompt, prompt)
+            costs.sent(decision.chosen, prompt, prompt)
             return
         self._leave(decision.request_id)
         place = slot, _first_block(cycle)
         sharing = self._held.get(place, 0)
         self._held[place] = sharing + 1
         self._places[decision.request_id] = place
-        costs.sent(prompt, uncached if sharing else prompt)
+        costs.sent(decision.chosen, prompt, uncached if sharing else prompt)
 
     def on_outcome(self, request: InferenceRequest, decision: Decision, outcome: Outcome) -> None:
         self._costs.lengths.observe(request, outcome, decision.predicted)
@@ -180,9 +197,8 @@ class LeastCost(Plugin):
                 del self._held[place]
 
 
-def _least(cycle: Cycle, total: list[float]) -> int:
-    """Where the least is; any of those that are as good as that."""
-    least = min(total)
+def _spread(cycle: Cycle, total: list[float], least: float) -> int:
+    """Any of those that are as good as the least."""
     limit = least * NEAR
     near = [i for i, t in enumerate(total) if t <= limit]
     return near[int(cycle.services.rng.random() * len(near))] if len(near) > 1 else near[0]

@@ -100,7 +100,7 @@ class PredictedLatency(Plugin):
     def on_dispatch(self, cycle: Cycle, decision: Decision) -> None:
         chosen, request = decision.chosen, cycle.request
         decision.predicted = self._expected(cycle, (chosen,))[0]
-        self._costs.sent(decision.prompt_tokens, decision.prompt_tokens - decision.matched_tokens)
+        self._costs.sent(decision.chosen, decision.prompt_tokens, decision.prompt_tokens - decision.matched_tokens)
         self._forget(request)
         tpot_s = promised(request).tpot_s
         if tpot_s:
