@@ -309,6 +309,29 @@ async def test_a_chunked_response_is_relayed_with_its_framing() -> None:
         assert (await client.head()).status == 200
 
 
+async def test_answers_that_differ_in_length_alone_come_through_whole_and_in_pieces() -> None:
+    bodies = [b"[%b]" % (b"1" * size) for size in (1, 2, 120, 5)] + [b"", b"[2]", b"[%b]" % (b"3" * 3000)]
+    gate = asyncio.Event()
+    last = reply(bodies[-1])
+    answers = iter([*([reply(body)] for body in bodies[:-1]), [last[:-10], gate, last[-10:]]])
+    async with (
+        FakeUpstream(lambda request: next(answers)) as engine,
+        serving(engine) as app,
+        RawClient(app.port) as client,
+    ):
+        for body in bodies[:-1]:
+            answer = await client.ask()
+            assert (answer.body, answer.headers["content-length"]) == (body, str(len(body)))
+            assert answer.names == ["content-length", "x-request-id"]
+        client.send(ASK)
+        assert (await client.head()).headers["content-length"] == str(len(bodies[-1]))
+        assert await client.read(len(bodies[-1]) - 10) == bodies[-1][:-10]
+        gate.set()
+        assert await client.read(10) == bodies[-1][-10:]
+        assert {request.connection for request in engine.requests} == {engine.requests[0].connection}
+        assert await endings(app) == {"ok": len(bodies)}
+
+
 async def test_a_streams_chunks_arrive_one_by_one() -> None:
     gates = [asyncio.Event() for _ in range(3)]
     steps = [SSE_HEAD]

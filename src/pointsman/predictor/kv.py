@@ -48,6 +48,8 @@ class KvSizes:
     def look(self, endpoint: Endpoint, tokens: float) -> None:
         """The endpoint has been read again; ``tokens`` of prompts and answers of ours are in flight there."""
         metrics, load = endpoint.metrics, endpoint.load
+        if metrics.kv_blocks:  # it says so itself
+            return
         size = self._by_slot.get(endpoint.slot)
         if size is None or size.name != endpoint.name:
             size = self._by_slot[endpoint.slot] = _Size(endpoint)

@@ -87,6 +87,7 @@ class Lengths:
         self.groups: OrderedDict[int, Table] = OrderedDict()
         """Least recently answered first."""
         self._bytes, self._tokens = BYTES_PER_TOKEN, 1.0
+        self._last: tuple[InferenceRequest | None, _Sort | None] = None, None
         self._open: dict[int, _Answer] = {}
         """By the identity of the request, as long as it is under way."""
         self._order: deque[_Answer] = deque()
@@ -94,11 +95,11 @@ class Lengths:
 
     def of(self, request: InferenceRequest) -> Table:
         """What to expect of this request."""
-        limit = limit_key(request.model, bits_of(request))
+        sort = self._sort(request)
         return (
-            self.groups.get(group_key(request, limit))
-            or self.levels.get(limit)
-            or self.levels.get(model_key(request.model))
+            self.groups.get(sort.group)
+            or self.levels.get(sort.limit)
+            or self.levels.get(sort.model)
             or self.pool
         )
 
@@ -108,7 +109,7 @@ class Lengths:
         """
         if id(request) in self._open:  # it was tried elsewhere before
             return
-        answer = self._open[id(request)] = _Answer(_sort_of(request))
+        answer = self._open[id(request)] = _Answer(self._sort(request))
         self._order.append(answer)
         if len(self._order) > self._most_waiting:
             self._order.popleft().overtaken = True
@@ -158,6 +159,14 @@ class Lengths:
             model.ended(tokens)
         else:
             model.left(tokens)
+
+    def _sort(self, request: InferenceRequest) -> _Sort:
+        """What is asked for a request and noted when it goes out is the same: it is worked out once."""
+        last, sort = self._last
+        if last is not request or sort is None:
+            sort = _sort_of(request)
+            self._last = request, sort
+        return sort
 
     def state(self) -> LengthsState:
         """What is kept over a restart."""

@@ -163,7 +163,8 @@ class Table:
     def ended(self, tokens: float) -> None:
         """An answer ended after so many."""
         found = self._bin(tokens)
-        self.limit = max(self.limit, tokens)
+        if tokens > self.limit:
+            self.limit = tokens
         found.ended += 1.0
         found.tokens += tokens
         found.squares += tokens * tokens
@@ -242,4 +243,4 @@ class Table:
 
 def bin_of(tokens: float) -> int:
     """Which of the bins so many tokens are in."""
-    return min(BINS - 1, bisect_right(EDGES, tokens) - 1)
+    return bisect_right(EDGES, tokens, 0, BINS) - 1
