@@ -165,7 +165,7 @@ class Router:
 
     def close(self, flight: Flight, outcome: Outcome) -> None:
         """The request is over: the load is given back and everybody who learns from it is told."""
-        if outcome.usage.output_tokens is None:
+        if outcome.usage.output_tokens is None and not outcome.response_bytes:
             outcome = replace(outcome, likely_tokens=flight.likely_tokens())
         flight.release()
         decision = flight.decision

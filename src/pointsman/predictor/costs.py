@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import exp, inf
 
+from pointsman.predictor.kv import KvSizes
 from pointsman.predictor.learned import Learned
 from pointsman.predictor.lengths import Lengths
 from pointsman.predictor.speed import SAMPLE_S, Speeds
@@ -96,6 +97,7 @@ class Costs:
         self._mean = self._usual = lengths.pool.mean
         self._usual_prompt = 0.0
         self._usual_hold = 0.0
+        self._kv = KvSizes()
         self._looks: dict[int, Look] = {}
         """By the first of the endpoints."""
 
@@ -171,7 +173,8 @@ class Costs:
         contexts = [e.load.context_tokens + self._generated(e, now_s) for e in endpoints]
         self.speeds.refresh(endpoints, now_s, contexts)
         self.settled = self.speeds.settled
-        for endpoint in endpoints:
+        for endpoint, context in zip(endpoints, contexts, strict=True):
+            self._kv.look(endpoint, context)
             slot = endpoint.slot
             token_s = self.token_s[slot] = self.speeds.token_s(slot)
             self._known[slot] = (*self.speeds.by_slot[slot].step, token_s)
@@ -218,10 +221,10 @@ class Costs:
             step_s + more_s * (1 + others / 2),
             context_s * (1 + others / 2),
         )
-        if not metrics.kv_blocks:
+        kv_tokens = self._kv.tokens(endpoint)
+        if kv_tokens is None:
             self.room[slot] = inf
             return
-        kv_tokens = metrics.kv_blocks * metrics.block_tokens
         unseen = max(0.0, running - metrics.running)
         growth = max(running * self._mean - generated, running * self._mean * LEAST_GROWTH)
         self.room[slot] = (KV_SHARE - metrics.kv_usage) * kv_tokens - unseen * self._usual_hold - growth

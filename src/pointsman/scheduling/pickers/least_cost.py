@@ -154,7 +154,7 @@ class LeastCost(Plugin):
 
     def on_dispatch(self, cycle: Cycle, decision: Decision) -> None:
         costs, slot = self._costs, decision.chosen.slot
-        costs.lengths.sent(cycle.request)
+        costs.lengths.sent(cycle.request, decision.at_s)
         prompt, uncached = decision.prompt_tokens, decision.prompt_tokens - decision.matched_tokens
         token_s, step_s = costs.token_s[slot], costs.step_s[slot]
         queue_s = decision.chosen.load.tokens * token_s

@@ -100,7 +100,9 @@ class PredictedLatency(Plugin):
     def on_dispatch(self, cycle: Cycle, decision: Decision) -> None:
         chosen, request = decision.chosen, cycle.request
         decision.predicted = self._expected(cycle, (chosen,))[0]
-        self._costs.sent(decision.chosen, decision.prompt_tokens, decision.prompt_tokens - decision.matched_tokens)
+        prompt = decision.prompt_tokens
+        self._costs.sent(chosen, prompt, prompt - decision.matched_tokens)
+        self._costs.lengths.sent(request, decision.at_s)
         self._forget(request)
         tpot_s = promised(request).tpot_s
         if tpot_s:
@@ -108,8 +110,7 @@ class PredictedLatency(Plugin):
             self._least_tpot.setdefault(chosen.slot, Counter())[tpot_s] += 1
 
     def on_outcome(self, request: InferenceRequest, decision: Decision, outcome: Outcome) -> None:
-        if outcome.usage.output_tokens:
-            self._costs.lengths.add(request, outcome.usage.output_tokens)
+        self._costs.lengths.observe(request, outcome, decision.predicted)
         self._forget(request)
 
     def learned(self, endpoints: Sequence[Endpoint], now: float) -> Mapping[str, Learned]:
