@@ -12,8 +12,12 @@ from pointsman.predictor.lengths import Lengths
 from pointsman.predictor.speed import Speeds
 from pointsman.predictor.state import Kept
 from pointsman.registry import Plugin, register
+from pointsman.scheduling.classes import Aim, Aims, RequestClass
 from pointsman.scheduling.cycle import Cycle
+from pointsman.scheduling.objective import Objective, cheapest
+from pointsman.scheduling.promises import Promises
 from pointsman.scheduling.signals import prefix_match
+from pointsman.scheduling.slo import TPOT_HEADERS, TTFT_HEADERS
 from pointsman.types import Decision, Endpoint, InferenceRequest, Outcome, Prediction
 
 NEAR = 1.005
@@ -29,9 +33,6 @@ EARLY_MOVES_SHARE = 0.1
 """The same while the speeds are still being learned: what was placed in ignorance has to move."""
 MOVES_AT_ONCE = 6.0
 
-TTFT_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
-TPOT_HEADERS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
-"""llm-d's request headers for what a client was promised, new and old."""
 SLO_HEADERS = frozenset(TTFT_HEADERS + TPOT_HEADERS)
 
 Place = tuple[int, int]
@@ -40,16 +41,28 @@ Place = tuple[int, int]
 
 @register("least-cost-picker")
 class LeastCost(Plugin):
-    """The endpoint where the request costs least in seconds, its own and those of the requests there; scores
-    do not matter. It learns how fast each endpoint is from the traffic itself, and has nothing to set.
+    """The endpoint where the request costs least in seconds, its own and those of the requests there;
+    scores do not matter. It learns how fast each endpoint is from the traffic itself, and needs no
+    settings.
 
     A request leaves the homes of its prefix only for a saving that has lasted and is larger than what the
-    prompt takes to be computed again, times a price. The price rises with each request that leaves and falls
-    with each other one, and there is a limit to how many leave at once.
+    prompt takes to be computed again, times a price. The price rises with each request that leaves and
+    falls with each other one, and there is a limit to how many leave at once.
+
+    ``classes``, by the objective that a request names, say what it is promised (``ttftMs``, ``tpotMs``) or
+    that it can wait (``background``). With the ``objective`` price or energy, requests that are promised
+    something or can wait go to the cheapest endpoint that keeps all promises.
     """
+
+    classes: Mapping[str, RequestClass] = {}
+    objective: Objective = "seconds"
 
     def __post_init__(self) -> None:
         self._costs = Costs(Speeds(), Lengths())
+        self._aims = Aims(self.classes)
+        self._promises = Promises(self._costs, fills=self.objective != "seconds")
+        self._aim: Aim | None = None
+        """Of the request that was picked for last."""
         self._price = 0.0
         self._allowance = MOVES_AT_ONCE
         self._held: dict[Place, int] = {}
@@ -72,10 +85,19 @@ class LeastCost(Plugin):
                 if slot in held:
                     cached[i] = match.tokens(slot)
                     total[i] -= cached[i] * token[slot]
-        if request.headers and not SLO_HEADERS.isdisjoint(request.headers):
-            self._keep_promise(request, slots, total, cached)
         if costs.tight:
             self._turn_away(cycle, slots, total, cached, length)
+        aim = None
+        if self.classes or request.priority < 0 or not SLO_HEADERS.isdisjoint(request.headers):
+            aim = self._aims.of(request)
+        self._aim = aim
+        if aim is not None:
+            now_s = cycle.services.clock()
+            holds = self._promises.leave_out(aim, endpoints, total, cached, (prompt, length), now_s)
+            if holds and self.objective != "seconds":
+                found = cheapest(self.objective, cycle, costs, total, cached, length)
+                if found is not None:
+                    return (endpoints[found],)
         return (endpoints[self._choose(cycle, slots, total, cached)],)
 
     def _choose(self, cycle: Cycle, slots: list[int], total: list[float], cached: Mapping[int, int]) -> int:
@@ -90,33 +112,15 @@ class LeastCost(Plugin):
         if cached.get(best, 0) >= enough:
             return best
         home = min([i for i, tokens in cached.items() if tokens >= enough], key=total.__getitem__)
-        if total[home] < inf:
-            saved_s = min(total[home] - total[best], costs.level[slots[home]] - costs.level[slots[best]])
-            again = cycle.request.prompt_tokens - cached.get(best, 0)
-            if self._allowance < 1 or saved_s <= self._price * again * costs.token_s[slots[best]]:
-                return home
+        if total[home] == inf:
+            return best  # it may not stay, so it is none of those that leave for a saving
+        saved_s = min(total[home] - total[best], costs.level[slots[home]] - costs.level[slots[best]])
+        again = cycle.request.prompt_tokens - cached.get(best, 0)
+        if self._allowance < 1 or saved_s <= self._price * again * costs.token_s[slots[best]]:
+            return home
         self._allowance = max(0.0, self._allowance - 1)
         self._price += PRICE_STEP
         return best
-
-    def _keep_promise(
-        self, request: InferenceRequest, slots: list[int], total: list[float], cached: Mapping[int, int]
-    ) -> None:
-        """Leave out who would break the request's SLO; where all would, all but who is nearest to keeping
-        it.
-        """
-        costs, loads = self._costs, self._costs.queue_s
-        ttft_s = _milliseconds(request, TTFT_HEADERS)
-        tpot_s = _milliseconds(request, TPOT_HEADERS)
-        prompt = request.prompt_tokens
-        over = []
-        for i, slot in enumerate(slots):
-            first_s = costs.step_s[slot] + loads[slot] + (prompt - cached.get(i, 0)) * costs.token_s[slot]
-            over.append(max(1.0, first_s / ttft_s, costs.step_s[slot] / tpot_s))
-        least = min(over) * NEAR
-        for i, times in enumerate(over):
-            if times > least:
-                total[i] = inf
 
     def _turn_away(
         self, cycle: Cycle, slots: list[int], total: list[float], cached: Mapping[int, int], length: float
@@ -142,6 +146,10 @@ class LeastCost(Plugin):
         token_s, step_s = costs.token_s[slot], costs.step_s[slot]
         queue_s = decision.chosen.load.tokens * token_s
         decision.predicted = Prediction(queue_s, step_s + uncached * token_s, step_s)
+        if self._aim is not None:
+            self._promises.sent(
+                cycle.request, self._aim, decision, costs.lengths.of(cycle.request).of_a_token
+            )
         if not costs.tight:
             costs.sent(prompt, prompt)
             return
@@ -156,6 +164,8 @@ class LeastCost(Plugin):
         self._costs.lengths.observe(request, outcome, decision.predicted)
         if self._places:
             self._leave(decision.request_id)
+        if self._promises.under_way:
+            self._promises.ended(request, outcome)
 
     def keep(self, endpoints: Sequence[Endpoint], now: float) -> Kept | None:
         speeds = self._costs.speeds.state(endpoints, now)
@@ -186,18 +196,6 @@ def _least(cycle: Cycle, total: list[float]) -> int:
     limit = least * NEAR
     near = [i for i, t in enumerate(total) if t <= limit]
     return near[int(cycle.services.rng.random() * len(near))] if len(near) > 1 else near[0]
-
-
-def _milliseconds(request: InferenceRequest, headers: Sequence[str]) -> float:
-    """The first of the headers there is, in seconds; infinite without one, or where it is no positive
-    number.
-    """
-    given = next((request.headers[name] for name in headers if name in request.headers), "")
-    try:
-        value = float(given) / 1000
-    except ValueError:
-        return inf
-    return value if value > 0 else inf
 
 
 def _first_block(cycle: Cycle) -> int:
