@@ -148,12 +148,29 @@ class Breaker(_Section):
     max_open_s: Annotated[Positive, _says("and grows no longer than this")] = 30.0
 
 
+class RequestClass(_Section):
+    """What requests get whose header x-llm-d-inference-objective names the class, unless their own headers
+    say otherwise. The class called default is that of all others.
+    """
+
+    ttft_ms: Annotated[Seconds, _says("promised until the first token; 0: no limit")] = 0.0
+    tpot_ms: Annotated[Seconds, _says("promised for each further token, on average; 0: no limit")] = 0.0
+    background: Annotated[bool, _says("they can wait: they get what those with limits leave")] = False
+
+
 class Scheduling(_Section):
     """How an endpoint is chosen."""
 
     preset: Annotated[str, _says("a named policy; docs/reference/plugins.md lists them")] = "least-cost"
     parameters: Annotated[
         Mapping[str, Mapping[str, Any]], _says("of the preset's plugins: plugin type, then name and value")
+    ] = {}
+    objective: Annotated[
+        Literal["seconds", "price", "energy"],
+        _says("of least-cost: what is to be least, of what requests with limits and background ones take"),
+    ] = "seconds"
+    classes: Annotated[
+        Mapping[str, RequestClass], _says("of least-cost: limits and background work by objective header")
     ] = {}
     picker_config: Annotated[str, _says("llm-d EndpointPickerConfig file; takes the preset's place")] = ""
     session_headers: Annotated[tuple[str, ...], _says("requests with equal values stay together")] = ()
@@ -401,7 +418,8 @@ def reference() -> str:
 
 def _sections() -> list[tuple[str, type]]:
     sections = [(f.name, f.type) for f in msgspec.structs.fields(Settings) if not _description(f.type)]
-    return [("endpoints[]", Endpoint), ("running_costs[]", RunningCost), *sections]
+    listed = [("endpoints[]", Endpoint), ("running_costs[]", RunningCost)]
+    return [*listed, *sections, ("scheduling.classes.*", RequestClass)]
 
 
 def _description(kind: Any) -> str:

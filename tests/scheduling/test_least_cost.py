@@ -81,8 +81,9 @@ def test_nothing_is_kept_of_requests_that_are_over() -> None:
 def test_a_promise_is_kept_where_it_can_be() -> None:
     place = Place(fleet(requests=[30, 1], tokens=[0, 40_000]))  # busy decoding, and busy with prompts
     quick_first = {"x-llm-d-slo-ttft-ms": "1000"}
-    quick_tokens = {"x-slo-tpot-ms": "10.5"}  # llm-d's old name
+    quick_tokens = {"x-slo-tpot-ms": "14"}  # llm-d's old name
     assert {place.send(f"{i} {PROMPT}", headers=quick_first) for i in range(5)} == {"e0"}
+    place = Place(fleet(requests=[40, 1], tokens=[0, 0]))
     assert {place.send(f"{i} {PROMPT}", headers=quick_tokens) for i in range(5)} == {"e1"}
 
 

@@ -30,6 +30,7 @@ from pointsman.proxy.learned_file import LearnedFile
 from pointsman.proxy.plane import Plane
 from pointsman.proxy.tracing import Tracing
 from pointsman.router import Observer, Router
+from pointsman.scheduling.classes import parameters
 from pointsman.scheduling.cycle import Services
 from pointsman.scheduling.picker_config import LoadedConfig
 from pointsman.scheduling.presets import build_scheduler, load_policy
@@ -43,7 +44,7 @@ def policy_of(settings: Settings) -> LoadedConfig:
     return load_policy(
         scheduling.preset,
         picker_config=read_text(Path(where)) if where else None,
-        parameters=scheduling.parameters,
+        parameters=parameters(scheduling),
         session_headers=scheduling.session_headers,
         session_cookies=scheduling.session_cookies,
     )

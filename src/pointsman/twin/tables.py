@@ -227,7 +227,7 @@ def _classes(summaries: Sequence[Summary]) -> list[str]:
                         summary.policy,
                         name or "none",
                         count(found.requests.mean),
-                        share(found.within_slo.mean),
+                        with_interval(found.within_slo, share),
                         with_interval(found.goodput, count),
                         with_interval(found.output_tok_s, count),
                         *(seconds(time.mean if time else None) for time in times),

@@ -12,8 +12,12 @@ from pointsman.predictor.lengths import Lengths
 from pointsman.predictor.speed import Speeds
 from pointsman.predictor.state import Kept
 from pointsman.registry import Plugin, register
+from pointsman.scheduling.classes import Aim, Aims, RequestClass
 from pointsman.scheduling.cycle import Cycle
+from pointsman.scheduling.objective import Objective, cheapest
+from pointsman.scheduling.promises import Promises
 from pointsman.scheduling.signals import prefix_match
+from pointsman.scheduling.slo import TPOT_HEADERS, TTFT_HEADERS
 from pointsman.types import Decision, Endpoint, InferenceRequest, Outcome, Prediction
 
 NEAR = 1.005
@@ -33,9 +37,6 @@ are still being learned: what was placed in ignorance has to move.
 MOST_QUEUE_S = 0.1
 """Nobody leaves for where more than this is still to be computed: they would wait for each other."""
 
-TTFT_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
-TPOT_HEADERS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
-"""llm-d's request headers for what a client was promised, new and old."""
 SLO_HEADERS = frozenset(TTFT_HEADERS + TPOT_HEADERS)
 
 Place = tuple[int, int]
@@ -44,16 +45,28 @@ Place = tuple[int, int]
 
 @register("least-cost-picker")
 class LeastCost(Plugin):
-    """The endpoint where the request costs least in seconds, its own and those of the requests there; scores
-    do not matter. It learns how fast each endpoint is from the traffic itself, and has nothing to set.
+    """The endpoint where the request costs least in seconds, its own and those of the requests there;
+    scores do not matter. It learns how fast each endpoint is from the traffic itself, and needs no
+    settings.
 
     A request leaves the homes of its prefix only for a saving that has lasted and is larger than what the
-    prompt takes to be computed again, times a price. The price rises with each request that leaves and falls
-    with each other one, and there is a limit to how many leave at once.
+    prompt takes to be computed again, times a price. The price rises with each request that leaves and
+    falls with each other one. Nobody leaves for where prompts wait.
+
+    ``classes``, by the objective that a request names, say what it is promised (``ttftMs``, ``tpotMs``) or
+    that it can wait (``background``). With the ``objective`` price or energy, requests that are promised
+    something or can wait go to the cheapest endpoint that keeps all promises.
     """
+
+    classes: Mapping[str, RequestClass] = {}
+    objective: Objective = "seconds"
 
     def __post_init__(self) -> None:
         self._costs = Costs(Speeds(), Lengths())
+        self._aims = Aims(self.classes)
+        self._promises = Promises(self._costs, fills=self.objective != "seconds")
+        self._aim: Aim | None = None
+        """Of the request that was picked for last."""
         self._price = 0.0
         self._held: dict[Place, int] = {}
         """Requests in flight by where they hold which prompt in KV; kept while room is short."""
@@ -81,10 +94,19 @@ class LeastCost(Plugin):
             if i is not None:
                 cached[i] = tokens = match.tokens(slot)
                 total[i] -= tokens * rows[slot][1]
-        if request.headers and not SLO_HEADERS.isdisjoint(request.headers):
-            self._keep_promise(request, slots, total, cached)
         if costs.tight:
             self._turn_away(cycle, slots, total, cached, length)
+        aim = None
+        if self.classes or request.priority < 0 or not SLO_HEADERS.isdisjoint(request.headers):
+            aim = self._aims.of(request)
+        self._aim = aim
+        if aim is not None:
+            now_s = cycle.services.clock()
+            holds = self._promises.leave_out(aim, endpoints, total, cached, (prompt, length), now_s)
+            if holds and self.objective != "seconds":
+                found = cheapest(self.objective, cycle, costs, total, cached, length)
+                if found is not None:
+                    return (endpoints[found],)
         return (endpoints[self._choose(cycle, slots, total, cached)],)
 
     def _choose(self, cycle: Cycle, slots: list[int], total: list[float], cached: Mapping[int, int]) -> int:
@@ -104,36 +126,16 @@ class LeastCost(Plugin):
         best = total.index(least)
         if cached.get(best, 0) >= enough:
             return best
-        there, level = slots[best], costs.level
-        if home_s < inf:
-            saved_s = min(home_s - least, level[slots[home]] - level[there])
-            again_s = (cycle.request.prompt_tokens - cached.get(best, 0)) * costs.token_s[there]
-            if saved_s <= price * again_s or costs.queue_s[there] > MOST_QUEUE_S:
-                return home
-        elif costs.queue_s[there] > MOST_QUEUE_S:
-            free = [i for i, slot in enumerate(slots) if costs.queue_s[slot] <= MOST_QUEUE_S]
-            best = min(free, key=total.__getitem__, default=best)
+        there, queue_s = slots[best], costs.queue_s
+        if home_s == inf:  # it may not stay, so it is none of those that leave for a saving
+            free = [i for i, slot in enumerate(slots) if queue_s[slot] <= MOST_QUEUE_S and total[i] < inf]
+            return min(free, key=total.__getitem__, default=best)
+        saved_s = min(home_s - least, costs.level[slots[home]] - costs.level[there])
+        again_s = (cycle.request.prompt_tokens - cached.get(best, 0)) * costs.token_s[there]
+        if saved_s <= price * again_s or queue_s[there] > MOST_QUEUE_S:
+            return home
         self._price = min(MOST_PRICE, price + step)
         return best
-
-    def _keep_promise(
-        self, request: InferenceRequest, slots: list[int], total: list[float], cached: Mapping[int, int]
-    ) -> None:
-        """Leave out who would break the request's SLO; where all would, all but who is nearest to keeping
-        it.
-        """
-        costs, loads = self._costs, self._costs.queue_s
-        ttft_s = _milliseconds(request, TTFT_HEADERS)
-        tpot_s = _milliseconds(request, TPOT_HEADERS)
-        prompt = request.prompt_tokens
-        over = []
-        for i, slot in enumerate(slots):
-            first_s = costs.step_s[slot] + loads[slot] + (prompt - cached.get(i, 0)) * costs.token_s[slot]
-            over.append(max(1.0, first_s / ttft_s, costs.step_s[slot] / tpot_s))
-        least = min(over) * NEAR
-        for i, times in enumerate(over):
-            if times > least:
-                total[i] = inf
 
     def _turn_away(
         self, cycle: Cycle, slots: list[int], total: list[float], cached: Mapping[int, int], length: float
@@ -159,6 +161,10 @@ class LeastCost(Plugin):
         token_s, step_s = costs.token_s[slot], costs.step_s[slot]
         queue_s = decision.chosen.load.tokens * token_s
         decision.predicted = Prediction(queue_s, step_s + uncached * token_s, step_s)
+        if self._aim is not None:
+            self._promises.sent(
+                cycle.request, self._aim, decision, costs.lengths.of(cycle.request).of_a_token
+            )
         if not costs.tight:
             costs.sent(decision.chosen, prompt, prompt)
             return
@@ -173,6 +179,8 @@ class LeastCost(Plugin):
         self._costs.lengths.observe(request, outcome, decision.predicted)
         if self._places:
             self._leave(decision.request_id)
+        if self._promises.under_way:
+            self._promises.ended(request, outcome)
 
     def keep(self, endpoints: Sequence[Endpoint], now: float) -> Kept | None:
         speeds = self._costs.speeds.state(endpoints, now)
@@ -202,18 +210,6 @@ def _spread(cycle: Cycle, total: list[float], least: float) -> int:
     limit = least * NEAR
     near = [i for i, t in enumerate(total) if t <= limit]
     return near[int(cycle.services.rng.random() * len(near))] if len(near) > 1 else near[0]
-
-
-def _milliseconds(request: InferenceRequest, headers: Sequence[str]) -> float:
-    """The first of the headers there is, in seconds; infinite without one, or where it is no positive
-    number.
-    """
-    given = next((request.headers[name] for name in headers if name in request.headers), "")
-    try:
-        value = float(given) / 1000
-    except ValueError:
-        return inf
-    return value if value > 0 else inf
 
 
 def _first_block(cycle: Cycle) -> int:
