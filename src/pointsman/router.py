@@ -52,12 +52,13 @@ class Flight:
         self.tried.append(chosen.name)
         load = self._load = chosen.load
         tokens = decision.prompt_tokens - decision.matched_tokens
+        ahead, before_first = load.tokens + tokens, load.before_first
+        if before_first:  # the first of them is half computed on average
+            ahead -= next(iter(before_first.values())).tokens // 2
         load.requests += 1
         load.tokens += tokens
         self._number = load.sent
-        self._under_way = load.before_first[load.sent] = UnderWay(
-            decision.at_s, tokens, load.tokens, self._seen
-        )
+        self._under_way = before_first[load.sent] = UnderWay(decision.at_s, tokens, ahead, self._seen)
         load.context_tokens += decision.prompt_tokens
         load.since_sum_s += decision.at_s
         load.sent += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from itertools import islice
+from itertools import count, islice
 
 import pytest
 
@@ -12,12 +12,19 @@ from pointsman.testing import request
 from pointsman.types import Ending, InferenceRequest, Outcome, Prediction, Usage
 
 TENANT = "x-llm-d-inference-fairness-id"
+SECONDS = count(0)
 PREDICTED = Prediction(queue_s=0.5, prefill_s=0.5, step_s=0.01)
 
 
 def ended(lengths: Lengths, made: InferenceRequest, tokens: int, **more: float) -> None:
     outcome = Outcome(ending=Ending.OK, status=200, usage=Usage(output_tokens=tokens), **more)
-    lengths.observe(made, outcome, PREDICTED)
+    over(lengths, made, outcome)
+
+
+def over(lengths: Lengths, made: InferenceRequest, outcome: Outcome, predicted: Prediction | None = PREDICTED) -> None:
+    if id(made) not in lengths._open:
+        lengths.sent(made, next(SECONDS))
+    lengths.observe(made, outcome, predicted)
 
 
 def test_answers_to_alike_requests_are_alike() -> None:
@@ -80,7 +87,7 @@ def test_streams_that_clients_leave_are_counted_as_far_as_they_came() -> None:
             ended(lengths, made, max(1, round(length)), response_bytes=max(100, round(100 * length)))
         else:
             gone = Outcome(ending=Ending.CANCELLED, status=200, response_bytes=round(100 * patience))
-            lengths.observe(made, gone, PREDICTED)
+            over(lengths, made, gone)
     assert lengths.of(made).mean == pytest.approx(1000, rel=0.12)
 
 
@@ -88,7 +95,7 @@ def test_usage_so_far_of_a_stream_that_was_left_is_not_its_length() -> None:
     lengths = Lengths()
     for _ in range(50):
         so_far = Outcome(ending=Ending.CANCELLED, status=200, usage=Usage(output_tokens=100))
-        lengths.observe(request(), so_far, PREDICTED)
+        over(lengths, request(), so_far)
         ended(lengths, request(), 1000)
     assert lengths.of(request()).quantile(0.05) == pytest.approx(1000, rel=0.1)
 
@@ -98,17 +105,17 @@ def test_streams_without_usage_are_measured_by_their_bytes() -> None:
     told, untold = request(stream=True, model="told"), request(stream=True, model="untold")
     for _ in range(100):
         ended(lengths, told, 500, response_bytes=500 * 80)
-        lengths.observe(untold, Outcome(ending=Ending.OK, status=200, response_bytes=200 * 80), PREDICTED)
+        over(lengths, untold, Outcome(ending=Ending.OK, status=200, response_bytes=200 * 80))
     assert lengths.of(untold).mean == pytest.approx(200, rel=0.1)
     whole = Outcome(ending=Ending.OK, status=200, response_bytes=5000, duration_s=9.0)
-    lengths.observe(request(model="whole"), whole, PREDICTED)  # whoever is told no usage knows nothing
+    over(lengths, request(model="whole"), whole)  # whoever is told no usage knows nothing
     assert lengths.of(request(model="whole")) is lengths.pool
 
 
 def test_without_bytes_the_time_tells_how_far_an_answer_came() -> None:
     lengths = Lengths()
     for _ in range(50):
-        lengths.observe(request(), Outcome(ending=Ending.CANCELLED, status=0, duration_s=11.0), PREDICTED)
+        over(lengths, request(), Outcome(ending=Ending.CANCELLED, status=0, duration_s=11.0))
         ended(lengths, request(), 100)
     known = lengths.of(request())
     assert known.survival(900) == pytest.approx(0.5, abs=0.05)  # ten seconds of steps
@@ -118,8 +125,8 @@ def test_without_bytes_the_time_tells_how_far_an_answer_came() -> None:
 @pytest.mark.parametrize("ending", [Ending.REFUSED, Ending.ERROR, Ending.CANCELLED, Ending.FAILED])
 def test_requests_that_never_got_an_answer_say_nothing(ending: Ending) -> None:
     lengths = Lengths()
-    lengths.observe(request(stream=True), Outcome(ending=ending, status=0, duration_s=60.0), PREDICTED)
-    lengths.observe(request(), Outcome(ending=ending, status=0, duration_s=0.5), None)
+    over(lengths, request(stream=True), Outcome(ending=ending, status=0, duration_s=60.0))
+    over(lengths, request(), Outcome(ending=ending, status=0, duration_s=0.5), None)
     assert lengths.pool.weight == 0
 
 
@@ -128,7 +135,7 @@ def test_answers_that_are_first_because_they_are_short_do_not_make_answers_look_
     ends = list[tuple[float, int, InferenceRequest]]()
     for sent_s in range(2000):
         made, tokens = request(id=str(sent_s)), rng.choice((100, 2000))
-        lengths.sent(made)
+        lengths.sent(made, next(SECONDS))
         ends.append((sent_s + tokens, tokens, made))
     over = iter(sorted(ends, key=lambda end: end[0]))
 
@@ -148,10 +155,10 @@ def test_answers_that_are_first_because_they_are_short_do_not_make_answers_look_
 
 def test_an_answer_that_never_ends_does_not_keep_the_others_from_being_learned() -> None:
     lengths, stuck = Lengths(most_waiting=10), request(id="stuck")
-    lengths.sent(stuck)
+    lengths.sent(stuck, next(SECONDS))
     for i in range(12):
         made = request(id=str(i))
-        lengths.sent(made)
+        lengths.sent(made, next(SECONDS))
         ended(lengths, made, 100)
     assert lengths.pool.weight == 12
     ended(lengths, stuck, 5000)
@@ -163,8 +170,8 @@ def test_an_answer_that_never_ends_does_not_keep_the_others_from_being_learned()
 def test_a_request_that_is_tried_elsewhere_counts_once_and_one_that_failed_before_an_answer_never() -> None:
     lengths, made, failed = Lengths(), request(id="a"), request(id="b", stream=True)
     for each in (made, failed, made):
-        lengths.sent(each)
-    lengths.observe(failed, Outcome(ending=Ending.FAILED, status=502), PREDICTED)
+        lengths.sent(each, next(SECONDS))
+    over(lengths, failed, Outcome(ending=Ending.FAILED, status=502))
     ended(lengths, made, 100)
     assert lengths.pool.weight == 1
     assert not lengths._open

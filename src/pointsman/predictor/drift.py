@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 CHANGE = log(1.5)
 """What is worth a line."""
 EVERY_S = 1.0
+STEADY = log(1.15)
+"""Since the last look: what still moves is said when it is over."""
 SEEN_S = 3.0
 """Of the endpoint itself lately: less is no reason to say anything."""
 KIND_SEEN_S = 30.0
@@ -42,8 +44,9 @@ class Drift:
         kinds: dict[Kind, str] = {}
         for name, speed in speeds:
             kinds.setdefault(speed.kind, name)
-            off = speed.log_times
-            if abs(off - speed.said) >= CHANGE and speed.seen_s >= SEEN_S and _known(speed.kind):
+            off, before = speed.log_times, speed.looked
+            speed.looked = off
+            if abs(off - before) < STEADY and abs(off - speed.said) >= CHANGE and speed.seen_s >= SEEN_S and _known(speed.kind):
                 logger.info(
                     "endpoint speed changed: %s: a step takes %.2f times as long as at %d like it, was %.2f",
                     *(name, exp(off), speed.kind.endpoints - 1, exp(speed.said)),

@@ -148,6 +148,7 @@ class Speed:
         "_waiting",
         "kind",
         "log_factor",
+        "looked",
         "said",
         "scale",
     )
@@ -157,8 +158,8 @@ class Speed:
         self.log_factor = 0.0
         self.scale = 1.0
         """Its steps last so many times as long as its kind's."""
-        self.said = 0.0
-        """What the log tells of ``log_times``."""
+        self.said = self.looked = 0.0
+        """What the log tells of ``log_times``, and what they were at its last look."""
         self._drift = self._drift_weight_s = 0.0
         self._note(endpoint, now_s)
         self._open()
