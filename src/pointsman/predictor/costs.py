@@ -17,9 +17,9 @@ from pointsman.predictor.lengths import Lengths
 from pointsman.predictor.speed import SAMPLE_S, Speeds
 from pointsman.types import Endpoint
 
-OTHERS = 0.3
+OTHERS = 0.2
 """Share of the delay to others that counts. They are half done on average; a little less served best."""
-WAIT = 2.0
+WAIT = 1.0
 """A second before the first token weighs as much as so many of the answer,"""
 QUEUE = 6.0
 """and a second in the queue so many more for each second that is there."""

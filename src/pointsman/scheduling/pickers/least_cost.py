@@ -28,12 +28,14 @@ PRICE = "price"
 """Its name in what is kept over a restart."""
 PRICE_STEP = 4.0
 """By which the price rises with each request that leaves, divided by the number of endpoints."""
-MOVES_SHARE = 0.004
+MOVES_SHARE = 0.005
 """Of the requests that leave all homes of their prefix in the long run, as long as none saves a lot by it."""
 LEAST_PRICE, MOST_PRICE = 2.0, 16.0
-"""Below the one leaving is not worth it, above the other it always is. Nothing is too little as long as speeds
-are still being learned: what was placed in ignorance has to move.
+"""Below the one leaving is not worth it, above the other it always is. Nothing is too little as long as
+speeds are still being learned: what was placed in ignorance has to move.
 """
+LEAVING = 0.3
+"""Of the requests at an endpoint that leave before the others have grown as much as they will."""
 MOST_QUEUE_S = 0.1
 """Nobody leaves for where more than this is still to be computed: they would wait for each other."""
 
@@ -141,15 +143,17 @@ class LeastCost(Plugin):
         self, cycle: Cycle, slots: list[int], total: list[float], cached: Mapping[int, int], length: float
     ) -> None:
         """Leave out who has no room for the request's KV, as long as somebody has."""
-        room, first = self._costs.room, _first_block(cycle)
-        need = cycle.request.prompt_tokens + length
-        full = [i for i, slot in enumerate(slots) if room[slot] < need]
-        # What requests in flight hold of the same prompt there needs no room a second time.
-        full = [
-            i
-            for i in full
-            if i not in cached or (slots[i], first) not in self._held or room[slots[i]] < need - cached[i]
-        ]
+        room, first, held = self._costs.room, _first_block(cycle), self._held
+        prompt, endpoints, full = cycle.request.prompt_tokens, cycle.endpoints, []
+        for i, slot in enumerate(slots):
+            need = prompt + length
+            if room[slot] >= need:
+                continue
+            own = need - cached.get(i, 0)
+            if (slot, first) in held:
+                need = own  # what requests in flight hold of the same prompt needs no room a second time
+            if room[slot] + LEAVING * endpoints[i].load.requests * own < need:
+                full.append(i)
         if len(full) < len(slots):
             for i in full:
                 total[i] = inf
