@@ -16,6 +16,9 @@ Clock = Callable[[], float]
 """Seconds, monotonic. The core never reads a clock of its own, so the simulator can bring virtual time."""
 
 ROLE_LABEL = "llm-d.ai/role"
+TTFT_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
+TPOT_HEADERS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
+"""llm-d's request headers for what a client was promised: the new name, which counts, and the old one."""
 BYTES_PER_TOKEN = 4
 """Bytes of prompt text a token stands for where no tokenizer is at hand (llm-d's estimate backend, facts
 3.5).
@@ -95,21 +98,18 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     """Custom metrics by attribute key (core-metrics-extractor's ``customMetrics``)."""
 
 
-class UnderWay:
+class UnderWay(msgspec.Struct, gc=False):
     """A request in flight at an endpoint."""
 
-    __slots__ = ("ahead_tokens", "first_step", "seen", "sent_s", "tokens")
-
-    def __init__(self, sent_s: float, tokens: int, ahead_tokens: int, seen: bool) -> None:
-        self.sent_s = sent_s
-        self.tokens = tokens
-        """Its uncached prompt tokens."""
-        self.ahead_tokens = ahead_tokens
-        """The same, and those queued before them."""
-        self.seen = seen
-        """We shall see its first output; else only the engine's counters tell of it."""
-        self.first_step: float | None = None
-        """``Load.steps`` at its first output."""
+    sent_s: float
+    tokens: int
+    """Its uncached prompt tokens."""
+    ahead_tokens: int
+    """The same, and those queued before them."""
+    seen: bool
+    """We shall see its first output; else only the engine's counters tell of it."""
+    first_step: float | None = None
+    """``Load.steps`` at its first output."""
 
 
 class Load:

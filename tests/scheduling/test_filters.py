@@ -97,6 +97,7 @@ def holding(blocks: list[int], total: int = 10, **columns: Any) -> Cycle:
     made = cycle(fleet(len(blocks), **columns), text, given=given)
     for slot, n in enumerate(blocks):
         given.prefix.insert(slot, given.prefix.match(request(text[: n * BLOCK])).chains)
+    made.match = given.prefix.match(made.request)
     return made
 
 

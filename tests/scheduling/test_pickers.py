@@ -166,6 +166,7 @@ def holding(blocks: list[int], text: str, **columns: Any) -> Cycle:
     asked = cycle(fleet(len(blocks), **columns), text, given=given)
     for slot, n in enumerate(blocks):
         given.prefix.insert(slot, given.prefix.match(request(text[: n * BLOCK])).chains)
+    asked.match = given.prefix.match(asked.request)
     return asked
 
 

@@ -29,6 +29,7 @@ def holding(blocks: list[int], text: str, given: Services | None = None, **colum
     made = cycle(fleet(len(blocks), **columns), text, given=given)
     for slot, n in enumerate(blocks):
         given.prefix.insert(slot, given.prefix.match(request(text[: n * BLOCK])).chains)
+    made.match = given.prefix.match(made.request)
     return made
 
 

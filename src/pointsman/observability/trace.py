@@ -15,7 +15,15 @@ from random import SystemRandom
 import msgspec
 from xxhash import xxh3_64, xxh3_64_intdigest
 
-from pointsman.types import Clock, Decision, Endpoint, InferenceRequest, Outcome
+from pointsman.types import (
+    TPOT_HEADERS,
+    TTFT_HEADERS,
+    Clock,
+    Decision,
+    Endpoint,
+    InferenceRequest,
+    Outcome,
+)
 
 VERSION = 1
 BLOCK_BYTES = 256
@@ -27,9 +35,6 @@ GENERATION_BLOCKS = 250_000
 MAX_NAME = 200
 """Characters of a model's name that are kept: clients choose it."""
 FILE_TAG = "pointsman-trace"
-
-TTFT_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
-TPOT_HEADERS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
 
 Speeds = Mapping[str, float | int | None]
 """What a policy has learned of an endpoint, by the names that ``GET /endpoints`` has for it."""

@@ -19,10 +19,8 @@ from pointsman.types import Endpoint
 
 OTHERS = 0.2
 """Share of the delay to others that counts. They are half done on average; a little less served best."""
-WAIT = 1.0
-"""A second before the first token weighs as much as so many of the answer,"""
 QUEUE = 6.0
-"""and a second in the queue so many more for each second that is there."""
+"""A second in the queue weighs so many times more for each second that is there."""
 KV_SHARE = 0.95
 """Of an endpoint's KV cache that may be promised."""
 LEAST_GROWTH = 0.1
@@ -37,15 +35,15 @@ MAX_STEP_S = 1.0
 
 
 Row = tuple[float, float, float, float]
-"""What any request costs at an endpoint, seconds: before anything of it is computed; for each uncached token of
-its prompt; for each token of its answer; and for each of its answer times each of its prompt.
+"""What any request costs at an endpoint, seconds: before anything of it is computed; for each uncached
+token of its prompt; for each token of its answer; and for each of its answer times each of its prompt.
 """
 
 
 class Look:
     """Endpoints that are asked together, those of a model, and when they were looked at last."""
 
-    __slots__ = ("endpoints", "looked_s", "names", "place", "sampled_s", "slots")
+    __slots__ = ("endpoints", "looked_s", "names", "place", "sampled_s", "slots", "tight")
 
     def __init__(self) -> None:
         self.endpoints: Sequence[Endpoint] = ()
@@ -54,6 +52,8 @@ class Look:
         self.place: dict[int, int] = {}
         """Slot to its place among them."""
         self.looked_s = self.sampled_s = -inf
+        self.tight = False
+        """One of them may be short of room."""
 
     def arrange(self, endpoints: Sequence[Endpoint]) -> bool:
         """Take these; whether they are others than before."""
@@ -74,7 +74,9 @@ class Costs:
         self.lengths = lengths
         self.rows: list[Row] = []
         self.room: list[float] = []
-        """KV tokens that can still be promised; infinite where nothing tells the KV cache's size."""
+        """KV tokens that can still be promised; infinite where nothing tells the KV cache's size. Only kept
+        up to date while ``tight``.
+        """
         self.level: list[float] = []
         """Cost of a usual request whose prompt is cached, smoothed: differences in it have lasted."""
         self.step_s: list[float] = []
@@ -98,6 +100,7 @@ class Costs:
         self._usual_prompt = 0.0
         self._usual_hold = 0.0
         self._kv = KvSizes()
+        self._kv_tokens: list[float] = []
         self._looks: dict[int, Look] = {}
         """By the first of the endpoints."""
 
@@ -134,7 +137,8 @@ class Costs:
         if slot >= len(self._names) or self._names[slot] != endpoint.name:
             return None
         self._compute(endpoint, now_s)
-        speed, room = self.speeds.by_slot[slot], self.room[slot]
+        load, speed = endpoint.load, self.speeds.by_slot[slot]
+        room = self._room(endpoint, load.requests + load.others, self._generated(endpoint, now_s))
         base_s, sequence_s, context_s = speed.step
         return Learned(
             prefill_tok_s=1 / self.token_s[slot],
@@ -159,7 +163,7 @@ class Costs:
         self._seen += [0] * more
         for table in (self._known, self.rows):
             table += [(0.0, 0.0, 0.0, 0.0)] * more
-        for column in (self.room, self.level, self.step_s, self.token_s, self.queue_s):
+        for column in (self._kv_tokens, self.room, self.level, self.step_s, self.token_s, self.queue_s):
             column += [0.0] * more
 
     def _sample(self, endpoints: Sequence[Endpoint], now_s: float) -> Look:
@@ -173,9 +177,11 @@ class Costs:
         contexts = [e.load.context_tokens + self._generated(e, now_s) for e in endpoints]
         self.speeds.refresh(endpoints, now_s, contexts)
         self.settled = self.speeds.settled
+        self.tight = True  # until all are known
         for endpoint, context in zip(endpoints, contexts, strict=True):
             self._kv.look(endpoint, context)
             slot = endpoint.slot
+            self._kv_tokens[slot] = self._kv.tokens(endpoint) or inf
             token_s = self.token_s[slot] = self.speeds.token_s(slot)
             self._known[slot] = (*self.speeds.by_slot[slot].step, token_s)
             self._compute(endpoint, now_s)
@@ -191,40 +197,50 @@ class Costs:
             self._names[slot] = endpoint.name
             self.level[slot] = level
             least = min(least, self.room[slot])
-        self.tight = least < 4 * (self._usual_prompt + length)
+        look.tight = least < 4 * (self._usual_prompt + length)
+        self.tight = any(each.tight for each in self._looks.values())
         return look
 
     def _generated(self, endpoint: Endpoint, now_s: float) -> float:
         """Tokens that the requests in flight have been given so far, by their age."""
         load, step_s = endpoint.load, self.step_s[endpoint.slot]
-        if not load.requests or not step_s:
+        requests = load.requests
+        if not requests or not step_s:
             return 0.0
-        most = load.requests * self._usual / 2
-        return min(most, (load.requests * now_s - load.since_sum_s) / step_s)
+        generated = (requests * now_s - load.since_sum_s) / step_s
+        most = requests * self._usual / 2
+        return generated if generated < most else most
 
     def _compute(self, endpoint: Endpoint, now_s: float) -> None:
-        slot, load, metrics = endpoint.slot, endpoint.load, endpoint.metrics
+        slot, load, usual = endpoint.slot, endpoint.load, self._usual
         self._seen[slot] = load.changes
-        running, usual = load.requests + load.others, self._usual
+        running: float = load.requests
+        others = load.others
         base_s, sequence_s, context_s, token_s = self._known[slot]
-        generated = self._generated(endpoint, now_s)
-        step_s = base_s + sequence_s * running + context_s * (load.context_tokens + generated)
-        if load.others:
-            step_s += context_s * load.others * (self._usual_prompt + usual / 2)
-        more_s = sequence_s + context_s * usual / 2
-        others = OTHERS * running
+        generated = self._generated(endpoint, now_s) if running else 0.0
+        context = load.context_tokens + generated
+        if others:
+            running += others
+            context += others * (self._usual_prompt + usual / 2)
+        step_s = base_s + sequence_s * running + context_s * context
         queue_s = load.tokens * token_s
         self.step_s[slot], self.queue_s[slot] = step_s, queue_s
+        delayed = OTHERS * running
+        both = 1.0 + delayed / 2
         self.rows[slot] = (
-            step_s + queue_s * (WAIT + QUEUE * queue_s),
-            token_s * (WAIT + others),
-            step_s + more_s * (1 + others / 2),
-            context_s * (1 + others / 2),
+            step_s + queue_s * (1.0 + QUEUE * queue_s),
+            token_s * (1.0 + delayed),
+            step_s + (sequence_s + context_s * usual / 2) * both,
+            context_s * both,
         )
-        kv_tokens = self._kv.tokens(endpoint)
-        if kv_tokens is None:
-            self.room[slot] = inf
-            return
+        if self.tight:
+            self.room[slot] = self._room(endpoint, running, generated)
+
+    def _room(self, endpoint: Endpoint, running: float, generated: float) -> float:
+        kv_tokens = self._kv_tokens[endpoint.slot]
+        if kv_tokens == inf:
+            return inf
+        metrics = endpoint.metrics
         unseen = max(0.0, running - metrics.running)
         growth = max(running * self._mean - generated, running * self._mean * LEAST_GROWTH)
-        self.room[slot] = (KV_SHARE - metrics.kv_usage) * kv_tokens - unseen * self._usual_hold - growth
+        return (KV_SHARE - metrics.kv_usage) * kv_tokens - unseen * self._usual_hold - growth

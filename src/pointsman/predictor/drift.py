@@ -46,7 +46,12 @@ class Drift:
             kinds.setdefault(speed.kind, name)
             off, before = speed.log_times, speed.looked
             speed.looked = off
-            if abs(off - before) < STEADY and abs(off - speed.said) >= CHANGE and speed.seen_s >= SEEN_S and _known(speed.kind):
+            if (
+                abs(off - before) < STEADY
+                and abs(off - speed.said) >= CHANGE
+                and speed.seen_s >= SEEN_S
+                and _known(speed.kind)
+            ):
                 logger.info(
                     "endpoint speed changed: %s: a step takes %.2f times as long as at %d like it, was %.2f",
                     *(name, exp(off), speed.kind.endpoints - 1, exp(speed.said)),

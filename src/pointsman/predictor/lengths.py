@@ -243,16 +243,21 @@ def _restored(state: TableState, parent: Table, prior: float, memory: float, kep
 
 
 def _sort_of(request: InferenceRequest) -> _Sort:
-    bits = bits_of(request)
-    limit = limit_key(request.model, bits)
-    cut_at = inf if request.max_tokens is None else request.max_tokens
-    return _Sort(model_key(request.model), limit, group_key(request, limit), bits, cut_at)
+    model, limit, bits, cut_at = _limited(request.model, request.max_tokens)
+    return _Sort(model, limit, group_key(request, limit), bits, cut_at)
 
 
-def bits_of(request: InferenceRequest) -> int:
-    """The limit to the next power of two; 0 without one."""
-    limit = request.max_tokens
-    return min(MAX_BITS, limit.bit_length()) if limit else 0
+def model_key(model: str) -> int:
+    return xxh3_64_intdigest(model.encode())
+
+
+@lru_cache(maxsize=MAX_LEVELS)
+def _limited(model: str, max_tokens: int | None) -> tuple[int, int, int, float]:
+    """Keys of the model and of the limit to the next power of two, its bits, and the limit."""
+    bits = min(MAX_BITS, max_tokens.bit_length()) if max_tokens else 0
+    key = model_key(model)
+    cut_at = inf if max_tokens is None else max_tokens
+    return key, xxh3_64_intdigest(bytes((bits,)), key), bits, cut_at
 
 
 def most(bits: int) -> float:
@@ -260,22 +265,11 @@ def most(bits: int) -> float:
     return 2.0**bits - 1 if 0 < bits < MAX_BITS else EDGES[-1]
 
 
-@lru_cache(maxsize=MAX_LEVELS)
-def model_key(model: str) -> int:
-    return xxh3_64_intdigest(model.encode())
-
-
-@lru_cache(maxsize=MAX_LEVELS)
-def limit_key(model: str, bits: int) -> int:
-    return xxh3_64_intdigest(bytes((bits,)), model_key(model))
-
-
 def group_key(request: InferenceRequest, limit: int) -> int:
     """Of who asks, with the model and the limit; 0 where nothing tells."""
     headers = request.headers
     for name in TENANT_HEADERS:
-        tenant = headers.get(name) if headers else None
-        if tenant:
+        if name in headers and (tenant := headers[name]):
             return xxh3_64_intdigest(tenant.encode(), limit)
     if not request.prompts:
         return 0

@@ -46,13 +46,15 @@ def _nothing(cycle: Cycle) -> Mapping[int, Latency]:
 class Cycle:
     """``endpoints`` shrinks as filters run; signal values survive, since they speak of all candidates."""
 
-    __slots__ = ("_signals", "candidates", "endpoints", "peer", "request", "services")
+    __slots__ = ("_signals", "candidates", "endpoints", "match", "peer", "request", "services")
 
     def __init__(self, request: InferenceRequest, endpoints: Sequence[Endpoint], services: Services) -> None:
         self.request = request
         self.candidates = endpoints
         self.endpoints = endpoints
         self.services = services
+        self.match = services.prefix.match(request)
+        """What each endpoint is believed to hold of this request's prompts."""
         self.peer: Endpoint | None = None
         """The endpoint another stage of this request has been given, when there is one."""
         self._signals: dict[Any, Any] = {}

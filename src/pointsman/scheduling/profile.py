@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pointsman.errors import Saturated
 from pointsman.scheduling.cycle import Cycle
 from pointsman.scheduling.interfaces import Filter, Picker, Scorer
-from pointsman.scheduling.signals import prefix_match
 from pointsman.types import Decision
 
 
@@ -49,7 +48,7 @@ class Profile:
             else:
                 total = [t + weight * s for t, s in zip(total, row, strict=True)]
         picked = self.picker.pick(cycle, total or [0.0] * len(endpoints))
-        match = cycle.get(prefix_match)
+        match = cycle.match
         request = cycle.request
         chosen = picked[0]
         return Decision(

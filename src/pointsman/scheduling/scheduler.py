@@ -20,7 +20,6 @@ from pointsman.scheduling.interfaces import (
     SaturationDetector,
 )
 from pointsman.scheduling.profile import Profile
-from pointsman.scheduling.signals import prefix_match
 from pointsman.types import Decision, Endpoint, InferenceRequest, Outcome
 
 IF_AVAILABLE = "if-available"
@@ -106,7 +105,7 @@ class Scheduler:
         decision = profile.run(cycle)
         if not decision.matched_tokens and _only_if_available(request):
             raise PreconditionFailed("no endpoint that may take this request has its prefix in cache")
-        match = cycle.get(prefix_match)
+        match = cycle.match
         if match.chains:
             self.services.prefix.insert(decision.chosen.slot, match.chains)
         for observer in self._dispatch:

@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pointsman.predictor.latency import Latency
-from pointsman.prefix.approximate import PrefixMatch
 from pointsman.scheduling.cycle import Cycle
-
-
-def prefix_match(cycle: Cycle) -> PrefixMatch:
-    """What each endpoint is believed to hold of this request's prompts."""
-    return cycle.services.prefix.match(cycle.request)
 
 
 def predicted_latency(cycle: Cycle) -> Mapping[int, Latency]:

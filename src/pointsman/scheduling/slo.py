@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 
 import msgspec
 
-from pointsman.types import InferenceRequest
-
-TTFT_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
-TPOT_HEADERS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
-"""The new name and the old one; the new one counts."""
+from pointsman.types import TPOT_HEADERS, TTFT_HEADERS, InferenceRequest
 
 
 class Slo(msgspec.Struct, frozen=True, gc=False):
@@ -27,10 +23,18 @@ class Slo(msgspec.Struct, frozen=True, gc=False):
 NONE = Slo()
 
 
+_TTFT, _OLD_TTFT = TTFT_HEADERS
+_TPOT, _OLD_TPOT = TPOT_HEADERS
+
+
+def promises(headers: Mapping[str, str]) -> bool:
+    """Whether one of the headers is there."""
+    return _TTFT in headers or _TPOT in headers or _OLD_TTFT in headers or _OLD_TPOT in headers
+
+
 def promised(request: InferenceRequest) -> Slo:
     """The request's SLO. A header that is no positive number promises nothing."""
-    headers = request.headers
-    if not headers or headers.keys().isdisjoint(TTFT_HEADERS + TPOT_HEADERS):
+    if not promises(request.headers):
         return NONE
     return Slo(_seconds(request, TTFT_HEADERS), _seconds(request, TPOT_HEADERS))
 

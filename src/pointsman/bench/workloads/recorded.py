@@ -18,14 +18,12 @@ from pointsman.bench.workloads.passages import KEPT_BYTES
 from pointsman.errors import SettingsError
 from pointsman.observability.trace import (
     FILE_TAG,
-    TPOT_HEADERS,
-    TTFT_HEADERS,
     VERSION,
     Fleet,
     Header,
     Traced,
 )
-from pointsman.types import BYTES_PER_TOKEN, Ending
+from pointsman.types import BYTES_PER_TOKEN, TPOT_HEADERS, TTFT_HEADERS, Ending
 
 SERVED = frozenset({Ending.OK.value, Ending.CANCELLED.value, Ending.FAILED.value})
 """Endings of requests that engines worked on. Those that were refused are not sent again."""

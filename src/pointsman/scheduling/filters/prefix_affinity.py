@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.cycle import Cycle
-from pointsman.scheduling.signals import predicted_latency, prefix_match
+from pointsman.scheduling.signals import predicted_latency
 from pointsman.types import Endpoint
 
 PREDICTOR = "predicted-latency-producer"
@@ -53,7 +53,7 @@ class PrefixCacheAffinity(Plugin):
 
     def filter(self, cycle: Cycle) -> Sequence[Endpoint]:
         endpoints, threshold = cycle.endpoints, self.affinity_threshold
-        match = cycle.get(prefix_match)
+        match = cycle.match
         if not match.blocks_by_slot or threshold <= 0 or len(endpoints) == 1:
             return endpoints
         if self.exploration_probability and cycle.services.rng.random() < self.exploration_probability:

@@ -10,7 +10,6 @@ from msgspec import Meta
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.costs import cheapest
 from pointsman.scheduling.cycle import Cycle
-from pointsman.scheduling.signals import prefix_match
 from pointsman.types import Endpoint
 
 
@@ -34,7 +33,7 @@ class CacheAware(Plugin):
         least, most = min(loads), max(loads)
         if most - least > self.balance_abs_threshold and most > self.balance_rel_threshold * least:
             return (cheapest(cycle, loads),)
-        match = cycle.get(prefix_match)
+        match = cycle.match
         if match.blocks_by_slot:
             held = match.blocks_by_slot.get
             missing = [match.total_blocks - held(e.slot, 0) for e in endpoints]

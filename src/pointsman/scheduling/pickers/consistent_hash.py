@@ -13,7 +13,6 @@ from pointsman.registry import Plugin, register
 from pointsman.scheduling.costs import cheapest
 from pointsman.scheduling.cycle import Cycle, Services
 from pointsman.scheduling.sessions import Source, check_attributes, session_id
-from pointsman.scheduling.signals import prefix_match
 from pointsman.types import Endpoint
 
 _RANGE = float((1 << 64) + (1 << 12))  # so that no digest becomes 1.0, whose log is 0
@@ -62,7 +61,7 @@ class ConsistentHash(Plugin):
         session = session_id(self.sources, cycle)
         if session:
             return xxh64_intdigest(session.encode())
-        chains = cycle.get(prefix_match).chains
+        chains = cycle.match.chains
         if chains:
             return chains[0].hash(0)
         prompts = cycle.request.prompts

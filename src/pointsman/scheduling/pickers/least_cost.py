@@ -16,8 +16,7 @@ from pointsman.scheduling.classes import Aim, Aims, RequestClass
 from pointsman.scheduling.cycle import Cycle
 from pointsman.scheduling.objective import Objective, cheapest
 from pointsman.scheduling.promises import Promises
-from pointsman.scheduling.signals import prefix_match
-from pointsman.scheduling.slo import TPOT_HEADERS, TTFT_HEADERS
+from pointsman.scheduling.slo import promises
 from pointsman.types import Decision, Endpoint, InferenceRequest, Outcome, Prediction
 
 NEAR = 1.005
@@ -38,8 +37,6 @@ LEAVING = 0.3
 """Of the requests at an endpoint that leave before the others have grown as much as they will."""
 MOST_QUEUE_S = 0.1
 """Nobody leaves for where more than this is still to be computed: they would wait for each other."""
-
-SLO_HEADERS = frozenset(TTFT_HEADERS + TPOT_HEADERS)
 
 Place = tuple[int, int]
 """An endpoint's slot and the first block of a prompt."""
@@ -84,12 +81,12 @@ class LeastCost(Plugin):
             place = {slot: i for i, slot in enumerate(slots)}
         rows = costs.rows
         prompt = request.prompt_tokens
-        length = costs.lengths.of(request).of_a_token
+        length = costs.lengths.of(request).curve.of_a_token
         total = [
             wait + prompt * token + length * (output + prompt * context)
             for wait, token, output, context in [rows[s] for s in slots]
         ]
-        match = cycle.get(prefix_match)
+        match = cycle.match
         cached: dict[int, int] = {}
         for slot in match.blocks_by_slot:
             i = place.get(slot)
@@ -99,7 +96,7 @@ class LeastCost(Plugin):
         if costs.tight:
             self._turn_away(cycle, slots, total, cached, length)
         aim = None
-        if self.classes or request.priority < 0 or not SLO_HEADERS.isdisjoint(request.headers):
+        if self.classes or request.priority < 0 or promises(request.headers):
             aim = self._aims.of(request)
         self._aim = aim
         if aim is not None:
@@ -217,5 +214,5 @@ def _spread(cycle: Cycle, total: list[float], least: float) -> int:
 
 
 def _first_block(cycle: Cycle) -> int:
-    chains = cycle.get(prefix_match).chains
+    chains = cycle.match.chains
     return chains[0].hash(0) if chains else 0

@@ -19,7 +19,6 @@ from pointsman.predictor.speed import Speeds
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.cycle import Cycle, Services
 from pointsman.scheduling.durations import seconds
-from pointsman.scheduling.signals import prefix_match
 from pointsman.scheduling.slo import promised
 from pointsman.scheduling.underway import UnderWay
 from pointsman.types import Decision, Endpoint, InferenceRequest, Outcome, Prediction
@@ -120,7 +119,7 @@ class PredictedLatency(Plugin):
     def _expected(self, cycle: Cycle, endpoints: Sequence[Endpoint]) -> Sequence[Prediction]:
         now_s = cycle.services.clock()
         self._costs.update(cycle.candidates, now_s)
-        request, match = cycle.request, cycle.get(prefix_match)
+        request, match = cycle.request, cycle.match
         cached = {slot: match.tokens(slot) for slot in match.blocks_by_slot}
         length = self._costs.lengths.of(request).mean
         return self._latencies.expected(endpoints, now_s, request.prompt_tokens, cached, length)

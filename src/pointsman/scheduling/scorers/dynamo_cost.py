@@ -10,7 +10,6 @@ from msgspec import Meta
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.costs import scores_of
 from pointsman.scheduling.cycle import Cycle
-from pointsman.scheduling.signals import prefix_match
 from pointsman.scheduling.underway import UnderWay
 from pointsman.types import Decision, InferenceRequest, Outcome
 
@@ -34,7 +33,7 @@ class DynamoCost(Plugin):
     def score(self, cycle: Cycle) -> Sequence[float]:
         weight, own = self.overlap_score_weight, cycle.request.prompt_tokens
         decoding = self._tokens.get
-        match = cycle.get(prefix_match)
+        match = cycle.match
         held, total = match.blocks_by_slot.get, match.total_blocks or 1
         # Own tokens in the second part are the same everywhere.
         return scores_of(

@@ -12,7 +12,6 @@ from pointsman.scheduling.costs import scores_of
 from pointsman.scheduling.cycle import Cycle
 from pointsman.scheduling.learned import Learned
 from pointsman.scheduling.regression import Regression
-from pointsman.scheduling.signals import prefix_match
 from pointsman.scheduling.underway import UnderWay
 from pointsman.types import Decision, Ending, Endpoint, InferenceRequest, Outcome
 
@@ -52,7 +51,7 @@ class EndpointTTFT(Plugin):
 
     def score(self, cycle: Cycle) -> Sequence[float]:
         own = cycle.request.prompt_tokens
-        match = cycle.get(prefix_match)
+        match = cycle.match
         held, total = match.blocks_by_slot.get, match.total_blocks or 1
         costs = []
         for endpoint in cycle.endpoints:

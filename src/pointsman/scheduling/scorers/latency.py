@@ -11,7 +11,7 @@ from msgspec import Meta
 from pointsman.predictor.latency import Latency
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.cycle import Cycle
-from pointsman.scheduling.signals import predicted_latency, prefix_match
+from pointsman.scheduling.signals import predicted_latency
 
 PRODUCER = "predicted-latency-producer"
 LEAST_SCORE = 0.01
@@ -92,7 +92,7 @@ class LatencyScorer(Plugin):
         if not total:
             kv = total = 1.0
         longest = max(e.metrics.waiting for e in cycle.endpoints)
-        match = cycle.get(prefix_match)
+        match = cycle.match
         scores = []
         for endpoint in cycle.endpoints:
             metrics = endpoint.metrics

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.costs import scores_of
 from pointsman.scheduling.cycle import Cycle
-from pointsman.scheduling.signals import prefix_match
 
 TIE = 1e-9
 """Requests counted where there are none, so that of idle endpoints the one with less to prefill is better."""
@@ -22,7 +21,7 @@ class LMetric(Plugin):
 
     def score(self, cycle: Cycle) -> Sequence[float]:
         own = cycle.request.prompt_tokens
-        match = cycle.get(prefix_match)
+        match = cycle.match
         held, total = match.blocks_by_slot.get, match.total_blocks or 1
         return scores_of(
             [

@@ -10,7 +10,6 @@ from msgspec import Meta
 
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.cycle import Cycle
-from pointsman.scheduling.signals import prefix_match
 from pointsman.types import Decision
 
 NEUTRAL = 0.5
@@ -67,5 +66,5 @@ class NoHitLRU(Plugin):
 
 
 def _cold(cycle: Cycle) -> bool:
-    found = cycle.get(prefix_match).blocks_by_slot
+    found = cycle.match.blocks_by_slot
     return not found or not any(e.slot in found for e in cycle.endpoints)

@@ -12,7 +12,6 @@ from pointsman.scheduling.costs import scores_of
 from pointsman.scheduling.cycle import Cycle
 from pointsman.scheduling.learned import RunningMean
 from pointsman.scheduling.regression import Regression
-from pointsman.scheduling.signals import prefix_match
 from pointsman.scheduling.underway import UnderWay
 from pointsman.types import Decision, Ending, Endpoint, InferenceRequest, Outcome
 
@@ -51,7 +50,7 @@ class PoolLatency(Plugin):
             self.ttft_weight * ttft + decode * tpot for ttft, tpot in pairs
         )
         own = cycle.request.prompt_tokens / 1000
-        match = cycle.get(prefix_match)
+        match = cycle.match
         held, total = match.blocks_by_slot.get, match.total_blocks or 1
         return scores_of(
             [
@@ -81,7 +80,7 @@ class PoolLatency(Plugin):
 
 def _features(cycle: Cycle, endpoint: Endpoint) -> Features:
     metrics = endpoint.metrics
-    uncached = 1.0 - cycle.get(prefix_match).ratio(endpoint.slot)
+    uncached = 1.0 - cycle.match.ratio(endpoint.slot)
     return (
         1.0,
         metrics.kv_usage,

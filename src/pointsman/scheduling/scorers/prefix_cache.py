@@ -9,7 +9,6 @@ from msgspec import Meta
 
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.cycle import Cycle
-from pointsman.scheduling.signals import prefix_match
 
 
 @register("prefix-cache-scorer")
@@ -27,7 +26,7 @@ class PrefixCache(Plugin):
     }
 
     def score(self, cycle: Cycle) -> Sequence[float]:
-        match = cycle.get(prefix_match)
+        match = cycle.match
         if not match.blocks_by_slot:
             return [0.0] * len(cycle.endpoints)
         blocks, total, prompt = match.blocks_by_slot, match.total_blocks, match.prompt_tokens

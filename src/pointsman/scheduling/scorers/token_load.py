@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.cycle import Cycle
-from pointsman.scheduling.signals import prefix_match
 
 DEFAULT_THRESHOLD_TOKENS = 4_194_304
 
@@ -29,7 +28,7 @@ class TokenLoad(Plugin):
 
     def score(self, cycle: Cycle) -> Sequence[float]:
         endpoints, limit = cycle.endpoints, self.queue_threshold_tokens
-        match = cycle.get(prefix_match)
+        match = cycle.match
         own = cycle.request.prompt_tokens
         if match.blocks_by_slot:
             blocks, total = match.blocks_by_slot.get, match.total_blocks
