@@ -89,7 +89,6 @@ class Lengths:
         self.groups: OrderedDict[int, Table] = OrderedDict()
         """Least recently answered first."""
         self._bytes, self._tokens = BYTES_PER_TOKEN, 1.0
-        self._last: tuple[InferenceRequest | None, _Sort | None] = None, None
         self._followed_s = -inf
         self._open: dict[int, _Answer] = {}
         """By the identity of the request, as long as it is under way."""
@@ -98,13 +97,12 @@ class Lengths:
 
     def of(self, request: InferenceRequest) -> Table:
         """What to expect of this request."""
-        sort = self._sort(request)
-        return (
-            self.groups.get(sort.group)
-            or self.levels.get(sort.limit)
-            or self.levels.get(sort.model)
-            or self.pool
-        )
+        model, limit, _, _ = _limited(request.model, request.max_tokens)
+        if self.groups:
+            found = self.groups.get(group_key(request, limit))
+            if found is not None:
+                return found
+        return self.levels.get(limit) or self.levels.get(model) or self.pool
 
     def sent(self, request: InferenceRequest, now_s: float) -> None:
         """The request goes out. What becomes of it is learned after what became of those sent before it:
@@ -114,7 +112,7 @@ class Lengths:
         if now_s - self._followed_s < FOLLOW_S or id(request) in self._open:  # it was tried elsewhere before
             return
         self._followed_s = now_s
-        answer = self._open[id(request)] = _Answer(self._sort(request))
+        answer = self._open[id(request)] = _Answer(_sort_of(request))
         self._order.append(answer)
         if len(self._order) > self._most_waiting:
             self._order.popleft().overtaken = True
@@ -166,14 +164,6 @@ class Lengths:
             model.ended(tokens)
         else:
             model.left(tokens)
-
-    def _sort(self, request: InferenceRequest) -> _Sort:
-        """What is asked for a request and noted when it goes out is the same: it is worked out once."""
-        last, sort = self._last
-        if last is not request or sort is None:
-            sort = _sort_of(request)
-            self._last = request, sort
-        return sort
 
     def state(self) -> LengthsState:
         """What is kept over a restart."""

@@ -14,6 +14,9 @@ PRIOR_TOKENS = 1_000
 """What is assumed of a model weighs as much as so many tokens that were seen."""
 MEMORY_TOKENS = 200_000
 """After so many more, what was seen counts for half."""
+KNOWN_TOKENS = 50_000
+ONE_OF = 16
+"""A model is known well after so many tokens; then one request of so many is looked at, and counts for all."""
 NEAR = 0.02
 """Closer than this to what is assumed anyway is not worth a correction."""
 MAX_MODELS = 4096
@@ -25,6 +28,7 @@ class TokenBytes:
     def __init__(self) -> None:
         self.by_model: dict[str, float] = {}
         """Models whose prompts are corrected; of all others a token is ``BYTES_PER_TOKEN``."""
+        self._skipped = 0
         self._seen: dict[str, tuple[float, float]] = {}
         """Bytes and tokens by model."""
 
@@ -39,21 +43,29 @@ class TokenBytes:
         return replace(request, prompt_tokens=ceil(text / token_bytes)) if text else request
 
     def learn(self, request: InferenceRequest, outcome: Outcome) -> None:
-        """The request is over; only one that ended well and told its prompt's tokens says something."""
+        """The request is over; only one that ended well and told its prompt's tokens says something. Of a
+        model that is known well few are looked at.
+        """
         tokens = outcome.usage.prompt_tokens
         if not tokens or outcome.ending is not Ending.OK:
             return
+        model = request.model
+        before = self._seen.get(model)
+        times = 1
+        if before is not None and before[1] > KNOWN_TOKENS:
+            self._skipped += 1
+            if self._skipped % ONE_OF:
+                return
+            times = ONE_OF
         text = _text_bytes(request)
         if not text:
             return
-        model = request.model
-        before = self._seen.get(model)
         if before is None:
             if len(self._seen) >= MAX_MODELS:
                 return
             before = PRIOR_TOKENS * BYTES_PER_TOKEN, PRIOR_TOKENS
-        kept = 0.5 ** (tokens / MEMORY_TOKENS)
-        seen_bytes, seen_tokens = before[0] * kept + text, before[1] * kept + tokens
+        kept = 0.5 ** (times * tokens / MEMORY_TOKENS)
+        seen_bytes, seen_tokens = before[0] * kept + times * text, before[1] * kept + times * tokens
         self._seen[model] = seen_bytes, seen_tokens
         token_bytes = min(MOST, max(LEAST, seen_bytes / seen_tokens))
         if abs(token_bytes / BYTES_PER_TOKEN - 1) < NEAR:
