@@ -73,6 +73,12 @@ class Costs:
         self.speeds = speeds
         self.lengths = lengths
         self.rows: list[Row] = []
+        self.usual_rows: list[tuple[float, float]] = []
+        """The same for an answer of ``usual`` tokens: in any case, and for each uncached token of its
+        prompt.
+        """
+        self.usual = lengths.pool.of_a_token
+        """Mean length of the answer that a token belongs to."""
         self.room: list[float] = []
         """KV tokens that can still be promised; infinite where nothing tells the KV cache's size. Only kept
         up to date while ``tight``.
@@ -96,7 +102,7 @@ class Costs:
         """Those that have been sent something since."""
         self._known: list[tuple[float, float, float, float]] = []
         """Of a step: in any case, for each sequence, for each token of context; and of a prompt token."""
-        self._mean = self._usual = lengths.pool.mean
+        self._mean = lengths.pool.mean
         self._usual_prompt = 0.0
         self._usual_hold = 0.0
         self._kv = KvSizes()
@@ -163,6 +169,7 @@ class Costs:
         self._seen += [0] * more
         for table in (self._known, self.rows):
             table += [(0.0, 0.0, 0.0, 0.0)] * more
+        self.usual_rows += [(0.0, 0.0)] * more
         for column in (self._kv_tokens, self.room, self.level, self.step_s, self.token_s, self.queue_s):
             column += [0.0] * more
 
@@ -173,7 +180,7 @@ class Costs:
         look.looked_s = look.sampled_s = now_s
         self._grow(max(e.slot for e in endpoints) + 1)
         pool = self.lengths.pool
-        self._mean, self._usual = pool.mean, pool.of_a_token
+        self._mean, self.usual = pool.mean, pool.of_a_token
         contexts = [e.load.context_tokens + self._generated(e, now_s) for e in endpoints]
         self.speeds.refresh(endpoints, now_s, contexts)
         self.settled = self.speeds.settled
@@ -186,7 +193,7 @@ class Costs:
             self._known[slot] = (*self.speeds.by_slot[slot].step, token_s)
             self._compute(endpoint, now_s)
         kept = exp(-min(MAX_STEP_S, passed_s) / LEVEL_MEMORY_S)
-        length = self._usual
+        length = self.usual
         least = inf
         for endpoint in endpoints:
             slot = endpoint.slot
@@ -208,11 +215,11 @@ class Costs:
         if not requests or not step_s:
             return 0.0
         generated = (requests * now_s - load.since_sum_s) / step_s
-        most = requests * self._usual / 2
+        most = requests * self.usual / 2
         return generated if generated < most else most
 
     def _compute(self, endpoint: Endpoint, now_s: float) -> None:
-        slot, load, usual = endpoint.slot, endpoint.load, self._usual
+        slot, load, usual = endpoint.slot, endpoint.load, self.usual
         self._seen[slot] = load.changes
         running: float = load.requests
         others = load.others
@@ -227,12 +234,10 @@ class Costs:
         self.step_s[slot], self.queue_s[slot] = step_s, queue_s
         delayed = OTHERS * running
         both = 1.0 + delayed / 2
-        self.rows[slot] = (
-            step_s + queue_s * (1.0 + QUEUE * queue_s),
-            token_s * (1.0 + delayed),
-            step_s + (sequence_s + context_s * usual / 2) * both,
-            context_s * both,
-        )
+        wait, token = step_s + queue_s * (1.0 + QUEUE * queue_s), token_s * (1.0 + delayed)
+        output, each = step_s + (sequence_s + context_s * usual / 2) * both, context_s * both
+        self.rows[slot] = wait, token, output, each
+        self.usual_rows[slot] = wait + usual * output, token + usual * each
         if self.tight:
             self.room[slot] = self._room(endpoint, running, generated)
 

@@ -21,6 +21,8 @@ from pointsman.types import Decision, Endpoint, InferenceRequest, Outcome, Predi
 
 NEAR = 1.005
 """Costs that differ by less are the same: the choice between them is spread."""
+SAME_LENGTH = 0.03
+"""Answers whose expected lengths differ by less are as long as is usual."""
 HOME_SHARE = 0.5
 """Who holds so much of what the best holder has is a home of the prefix."""
 PRICE = "price"
@@ -79,13 +81,16 @@ class LeastCost(Plugin):
         else:
             slots = [e.slot for e in endpoints]
             place = {slot: i for i, slot in enumerate(slots)}
-        rows = costs.rows
-        prompt = request.prompt_tokens
+        rows, prompt = costs.rows, request.prompt_tokens
         length = costs.lengths.of(request).curve.of_a_token
-        total = [
-            wait + prompt * token + length * (output + prompt * context)
-            for wait, token, output, context in [rows[s] for s in slots]
-        ]
+        if abs(length - costs.usual) < SAME_LENGTH * length:
+            usual = costs.usual_rows
+            total = [fixed + prompt * token for fixed, token in [usual[s] for s in slots]]
+        else:
+            total = [
+                wait + prompt * token + length * (output + prompt * context)
+                for wait, token, output, context in [rows[s] for s in slots]
+            ]
         match = cycle.match
         cached: dict[int, int] = {}
         for slot in match.blocks_by_slot:
@@ -208,9 +213,14 @@ class LeastCost(Plugin):
 
 def _spread(cycle: Cycle, total: list[float], least: float) -> int:
     """Any of those that are as good as the least."""
-    limit = least * NEAR
+    limit, best = least * NEAR, total.index(least)
+    total[best] = inf
+    alone = min(total) > limit
+    total[best] = least
+    if alone:
+        return best
     near = [i for i, t in enumerate(total) if t <= limit]
-    return near[int(cycle.services.rng.random() * len(near))] if len(near) > 1 else near[0]
+    return near[int(cycle.services.rng.random() * len(near))]
 
 
 def _first_block(cycle: Cycle) -> int:
