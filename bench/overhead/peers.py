@@ -58,11 +58,17 @@ def _pointsman(*extra: str) -> Callable[[Launch], list[str]]:
     return command
 
 
-def _envoy(launch: Launch) -> list[str]:
-    config = launch.directory / "envoy.json"
-    config.write_text(json.dumps(envoy_config(launch.port, launch.spare_port, launch.endpoint_ports)))
-    binary = str(setup.VENV / "bin" / "envoy")
-    return [binary, "-c", str(config), "--concurrency", "1", "-l", "error", "--disable-hot-restart"]
+def _envoy(*, usual: bool) -> Callable[[Launch], list[str]]:
+    def command(launch: Launch) -> list[str]:
+        config = launch.directory / "envoy.json"
+        ports = launch.port, launch.spare_port, launch.endpoint_ports
+        config.write_text(
+            json.dumps(envoy_config(*ports, log=launch.directory / "requests.log" if usual else None))
+        )
+        binary = str(setup.VENV / "bin" / "envoy")
+        return [binary, "-c", str(config), "--concurrency", "1", "-l", "error", "--disable-hot-restart"]
+
+    return command
 
 
 def _vllm_router(launch: Launch) -> list[str]:
@@ -111,13 +117,20 @@ PEERS = {
     for p in (
         Peer("direct", "no router", None),
         Peer("relay", "Python TCP relay (moves bytes, sees no requests)", _relay, spreads_evenly=False),
-        Peer("envoy", "Envoy round robin", _envoy),
+        Peer("envoy", "Envoy round robin", _envoy(usual=False)),
+        Peer("envoy-usual", "Envoy as a gateway: log, request ids, time-outs, retries", _envoy(usual=True)),
         Peer("vllm-router", "vllm-router round_robin", _vllm_router),
         Peer("smg", "smg round_robin", _smg("round_robin"), relays_unchanged=False),
         Peer(
             "smg-cache", "smg cache_aware", _smg("cache_aware"), relays_unchanged=False, spreads_evenly=False
         ),
         Peer("pointsman", "Pointsman, default", _pointsman(), spreads_evenly=False),
+        Peer(
+            "pointsman-quiet",
+            "Pointsman, default, no line for each request",
+            _pointsman("--set", "log.requests=false"),
+            spreads_evenly=False,
+        ),
         Peer(
             "pointsman-rr",
             "Pointsman, preset round-robin",
@@ -134,15 +147,19 @@ PEERS = {
 DEFAULT = ("pointsman", "vllm-router", "smg", "smg-cache")
 
 
-def envoy_config(port: int, admin_port: int, endpoint_ports: list[int]) -> dict[str, object]:
-    """The cheapest Envoy that balances: no access log, no request ids, no timeouts, no retries."""
+def envoy_config(
+    port: int, admin_port: int, endpoint_ports: list[int], log: Path | None = None
+) -> dict[str, object]:
+    """The cheapest Envoy that balances: no access log, no request ids, no timeouts, no retries; with ``log``
+    all of these, as gateways have them.
+    """
 
     def address(p: int) -> dict[str, object]:
         return {"socket_address": {"address": "127.0.0.1", "port_value": p}}
 
     extensions = "type.googleapis.com/envoy.extensions.filters"
-    route = {"match": {"prefix": "/"}, "route": {"cluster": "pool", "timeout": "0s"}}
-    connection_manager = {
+    route: dict[str, dict[str, object]] = {"match": {"prefix": "/"}, "route": {"cluster": "pool", "timeout": "0s"}}
+    connection_manager: dict[str, object] = {
         "@type": f"{extensions}.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "in",
         "generate_request_id": False,
@@ -151,6 +168,21 @@ def envoy_config(port: int, admin_port: int, endpoint_ports: list[int]) -> dict[
             {"name": "router", "typed_config": {"@type": f"{extensions}.http.router.v3.Router"}},
         ],
     }
+    if log:
+        route["route"] |= {
+            "timeout": "300s",
+            "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 2},
+        }
+        sink = {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": str(log),
+        }
+        connection_manager |= {
+            "generate_request_id": True,
+            "use_remote_address": True,
+            "stream_idle_timeout": "60s",
+            "access_log": [{"name": "file", "typed_config": sink}],
+        }
     filters = [{"name": "http", "typed_config": connection_manager}]
     unlimited = {"max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000}
     endpoints = [{"endpoint": {"address": address(p)}} for p in endpoint_ports]
