@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,26 +61,33 @@ def eventually(holds: Callable[[], bool], seconds: float, what: str) -> float:
 
 
 class Engine:
-    """One ``vllm serve``. It keeps its port when it is started again."""
+    """One ``vllm serve``, with ``more`` options. It keeps its port when it is started again."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *more: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
         self.name = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.name}"
+        self._more = more
         self._log = HOME / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         vllm = HOME / ".venv" / "bin" / "vllm"
-        command = ["nice", "-n", "10", vllm, "serve", HOME / MODEL, *SERVE]
+        command = ["nice", "-n", "10", vllm, "serve", HOME / MODEL, *SERVE, *self._more]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         environment = {**os.environ, **ENVIRONMENT, "PATH": f"{vllm.parent}:{os.environ['PATH']}"}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
+
+    @property
+    def session(self) -> int:
+        """Of all its processes."""
+        assert self._process
+        return self._process.pid
 
     def _healthy(self) -> bool:
         assert self._process
@@ -120,10 +127,11 @@ class Engine:
 class Gateway:
     """``pointsman serve`` in front of the engines; what it printed is in ``told``."""
 
-    def __init__(self, *engines: Engine) -> None:
+    def __init__(self, *engines: Engine, settings: Sequence[str] = ()) -> None:
         command = [sys.executable, "-m", "pointsman", "serve", *(engine.url for engine in engines)]
         command += ["--host", "127.0.0.1", "--port", "0", "--admin-port", "0"]
         command += ["--set", "server.endpoint_header=true", "--set", "scheduling.seed=7"]
+        command += [part for setting in settings for part in ("--set", setting)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         output = self._process.stdout
         assert output
