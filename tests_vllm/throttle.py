@@ -1,7 +1,9 @@
-"""A core for each engine, and for some of them only a share of its time.
+"""One core for several engines, dealt out in turns: so each has exactly its share of a core, and no more when
+the others have nothing to do.
 
-An engine's processes are pinned to one core and, to be slower, stopped (SIGSTOP) for the rest of each period:
-what a CPU quota does, for any user and on any Linux. Quotas of the kernel (cgroup ``cpu.max``) need root.
+All processes of the engines are pinned to one core, and all engines but one are stopped (SIGSTOP) at any time.
+That is what a CPU quota does, but for any user and on any Linux; the kernel's own (cgroup ``cpu.max``) needs
+root. A core of their own keeps the router and its clients from taking time from the slow engine.
 """
 
 from __future__ import annotations
@@ -9,77 +11,73 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-PERIOD_S = 0.03
-"""A stop lasts for less than a look at the engine's metrics may take, and for a few of its steps."""
+PERIOD_S = 0.04
+"""Of all turns: some steps of the engine long, and short beside a request."""
 
 
 def members(session: int) -> Iterator[int]:
     """Process ids of a session."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()  # from the state on: ppid, pgrp, session
-            if int(fields[3]) == session:
+            if int(_fields(stat)[3]) == session:
                 yield int(stat.parent.name)
 
 
+def _fields(stat: Path) -> list[str]:
+    """From the state on: state, parent, process group, session ..."""
+    return stat.read_text().rpartition(")")[2].split()
+
+
 def pin(session: int, core: int) -> None:
-    """All threads that there are now; those they start are born there."""
+    """All threads that there are now; those they start begin there."""
     for process in members(session):
-        for thread in Path(f"/proc/{process}/task").iterdir():
-            with suppress(ProcessLookupError):
-                os.sched_setaffinity(int(thread.name), {core})
+        with suppress(OSError):
+            for thread in Path(f"/proc/{process}/task").iterdir():
+                with suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(thread.name), {core})
 
 
 def cpu_s(session: int) -> float:
-    """Seconds of CPU its processes have used."""
+    """Seconds of CPU that its processes have used."""
     ticks = 0
     for process in members(session):
         with suppress(OSError):
-            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            fields = _fields(Path(f"/proc/{process}/stat"))
             ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-class Throttle:
-    """Lets one session at a time run for ``share`` of the time only, from when it is given until ``release``."""
+class Turns:
+    """Deals ``core`` out to sessions until ``end``; ``shares`` of each are of the core's time, and may be replaced."""
 
-    def __init__(self, share: float) -> None:
-        self._share = share
+    def __init__(self, core: int, shares: Mapping[int, float]) -> None:
+        self.shares = shares
+        self._sessions = tuple(shares)
         self._over = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def hold(self, session: int) -> None:
-        """Throttle this one instead of the one before."""
-        self.release()
-        self._over.clear()
-        self._thread = threading.Thread(target=self._run, args=(session,))
+        for session in self._sessions:
+            pin(session, core)
+        self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def release(self) -> None:
-        if self._thread is not None:
-            self._over.set()
-            self._thread.join()
-            self._thread = None
+    def end(self) -> None:
+        """All run again."""
+        self._over.set()
+        self._thread.join()
 
-    def _run(self, session: int) -> None:
-        """Whole periods by the clock: a late wake-up makes one period longer, not the share larger."""
-        began = time.monotonic()
-        stopped_s = 0.0
+    def _run(self) -> None:
         try:
-            while not self._over.wait(self._share * PERIOD_S):
-                at = time.monotonic()
+            for session in self._sessions:
                 os.killpg(session, signal.SIGSTOP)
-                due_s = (1 - self._share) * (at - began + PERIOD_S * (1 - self._share)) - stopped_s
-                self._over.wait(max(0.0, due_s))
-                os.killpg(session, signal.SIGCONT)
-                stopped_s += time.monotonic() - at
-        except ProcessLookupError:
-            return  # it has ended
+            while not self._over.is_set():
+                for session, share in self.shares.items():
+                    os.killpg(session, signal.SIGCONT)
+                    self._over.wait(share * PERIOD_S)
+                    os.killpg(session, signal.SIGSTOP)
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(session, signal.SIGCONT)
+            for session in self._sessions:
+                with suppress(ProcessLookupError):
+                    os.killpg(session, signal.SIGCONT)

@@ -29,9 +29,9 @@ PRICE = "price"
 """Its name in what is kept over a restart."""
 PRICE_STEP = 4.0
 """By which the price rises with each request that leaves, divided by the number of endpoints."""
-MOVES_SHARE = 0.005
+MOVES_SHARE = 0.01
 """Of the requests that leave all homes of their prefix in the long run, as long as none saves a lot by it."""
-LEAST_PRICE, MOST_PRICE = 2.0, 16.0
+LEAST_PRICE, MOST_PRICE = 4.0, 16.0
 """Below the one leaving is not worth it, above the other it always is. Nothing is too little as long as
 speeds are still being learned: what was placed in ignorance has to move.
 """
