@@ -1,9 +1,10 @@
-"""One core for several engines, dealt out in turns: so each has exactly its share of a core, and no more when
-the others have nothing to do.
+"""One core for several engines, dealt out in turns: so each has exactly its share of a core, and no more
+when the others have nothing to do.
 
-All processes of the engines are pinned to one core, and all engines but one are stopped (SIGSTOP) at any time.
-That is what a CPU quota does, but for any user and on any Linux; the kernel's own (cgroup ``cpu.max``) needs
-root. A core of their own keeps the router and its clients from taking time from the slow engine.
+All processes of the engines are pinned to one core, and all engines but one are stopped (SIGSTOP) at any
+time. That is what a CPU quota does, but for any user and on any Linux; the kernel's own (cgroup
+``cpu.max``) needs root. A core of their own keeps the router and its clients from taking time from the slow
+engine.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def cpu_s(session: int) -> float:
 
 
 class Turns:
-    """Deals ``core`` out to sessions until ``end``; ``shares`` of each are of the core's time, and may be replaced."""
+    """Deals ``core`` out to sessions until ``end``; ``shares`` of each are of the core's time, and may be
+    replaced.
+    """
 
     def __init__(self, core: int, shares: Mapping[int, float]) -> None:
         self.shares = shares
