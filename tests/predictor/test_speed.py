@@ -130,3 +130,22 @@ def test_an_endpoint_of_its_kind_alone_is_compared_with_itself(caplog: pytest.Lo
     assert all(line.startswith("endpoint speed changed: e0: a step takes ") for line in lines)
     assert all("as before" in line for line in lines)
     assert len(lines) <= 3  # the change takes some seconds to be seen whole
+
+
+def test_engines_full_of_prefill_are_still_told_apart_when_their_speeds_are_swapped() -> None:
+    """The one believed quick waits for its first tokens as a slow one does; so prefill is believed to take
+    all its time, and that must not keep its progress from being looked at.
+    """
+    endpoints = fleet(requests=[20, 20], kv_blocks=[1000, 1000], block_tokens=[32, 32])
+    speeds = Speeds()
+    for tick in range(320):
+        steps_s = (0.050, 0.015) if tick < 160 else (0.015, 0.050)
+        for endpoint, step_s in zip(endpoints, steps_s, strict=True):
+            load, steps = endpoint.load, 0.25 / step_s
+            load.received_bytes += int(20 * steps * 220)
+            load.ahead_tokens += int(350 * steps)
+            load.first_outputs += int(steps)
+            load.first_wait_s += int(steps) * 3 * step_s
+        speeds.refresh(endpoints, tick * 0.25, [20_000.0, 20_000.0])
+    quick, slow = (speeds.by_slot[i].step_s(20, 20_000) for i in range(2))
+    assert slow > 1.5 * quick
