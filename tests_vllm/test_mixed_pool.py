@@ -105,18 +105,18 @@ class Pool:
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
     affinity = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {OTHER_CORE})  # what we start is born there
     engines = [Engine(f"mixed-{i}", *ROOMY) for i in range(2)]
     try:
-        os.sched_setaffinity(0, affinity)
         for engine in engines:
             engine.start()
         for engine in engines:
             engine.wait()
-        os.sched_setaffinity(0, {OTHER_CORE})
+        os.sched_setaffinity(0, {OTHER_CORE})  # ours, and what we start
         dealt = Pool(engines)
-        yield dealt
-        dealt.end()
+        try:
+            yield dealt
+        finally:
+            dealt.end()
     finally:
         os.sched_setaffinity(0, affinity)
         for engine in engines:
@@ -153,18 +153,8 @@ def running(pool: Pool, preset: str, seed: int, windows: int) -> Iterator[Run]:
     run finds what another left in the caches.
     """
     gateway = Gateway(*pool.engines, settings=[f"scheduling.preset={preset}"])
-    command = [
-        sys.executable,
-        "-m",
-        "pointsman",
-        "bench",
-        gateway.url,
-        "--json",
-        "-",
-        "--seed",
-        str(seed),
-        *WORK,
-    ]
+    command = [sys.executable, "-m", "pointsman", "bench", gateway.url, "--json", "-", "--seed", str(seed)]
+    command += WORK
     command += ["--concurrency", str(CLIENTS), "--duration", str((windows + 1) * WINDOW_S)]
     load = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -203,17 +193,17 @@ def test_shares_follow_the_speed_of_real_engines(pool: Pool, figures: list[str])
             f"{title}: {number * WINDOW_S:2.0f} s: {window}" for number, window in enumerate(windows, 1)
         ]
 
-    for window in (*fair, *fair_after):
-        assert 0.4 < window.share(0) < 0.6, "round robin gives each the same"
+    for windows in (fair, fair_after):
+        assert 0.4 < mean([window.share(0) for window in windows]) < 0.6, "round robin gives each the same"
     learned, followed = before[-2:], after[-2:]
     # By their time it would be a quarter; an engine with more sequences at once does each for less.
     assert mean([window.share(0) for window in learned]) < 0.35
     assert mean([window.share(1) for window in followed]) < 0.35
-    crossed = next(i for i, window in enumerate(after, 1) if window.share(1) < 0.5)
+    crossed = 1 + next(i for i, window in enumerate(after) if window.share(1) < 0.5)
     figures.append(
         f"the quick one had most of the requests again {crossed * WINDOW_S:.0f} s after the swap at most"
     )
     assert crossed * WINDOW_S <= 30
     least_fair = [mean([window.per_s for window in windows[1:]]) for windows in (fair, fair_after)]
     for windows, per_s in ((learned, least_fair[0]), (followed, least_fair[1])):
-        assert mean([window.per_s for window in windows]) > 1.2 * per_s
+        assert mean([window.per_s for window in windows]) > 1.5 * per_s
