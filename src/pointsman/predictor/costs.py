@@ -28,6 +28,10 @@ LEAST_GROWTH = 0.1
 MEMORY = 100
 """Requests over which what is usual is averaged."""
 LEVEL_MEMORY_S = 10.0
+WEIGH_S = 5.0
+"""In which capacities and the others' share follow: routers agree the better the less they move."""
+OVERDUE = 2.0
+"""A first output is overdue after so many times what was expected."""
 LOOK_S = 0.01
 """What an endpoint got rid of is noticed this late at most; what it is sent counts at once."""
 MAX_STEP_S = 1.0
@@ -91,6 +95,10 @@ class Costs:
         """Until the prompts in flight are computed."""
         self.token_s: list[float] = []
         """An uncached prompt token."""
+        self.capacity: list[float] = []
+        """Requests that it can have at once while its steps are as long as the pool's mean; smoothed."""
+        self.others_share = 0.0
+        """Of the requests in flight, those that did not come from us; smoothed."""
         self.settled = False
         """What is known of speeds stands on enough samples."""
         self.tight = False
@@ -103,8 +111,11 @@ class Costs:
         self._known: list[tuple[float, float, float, float]] = []
         """Of a step: in any case, for each sequence, for each token of context; and of a prompt token."""
         self._mean = lengths.pool.mean
+        self._requests = 0
         self._usual_prompt = 0.0
         self._usual_hold = 0.0
+        self._overdue_s: list[float] = []
+        """How long the oldest first output has been due: an endpoint that hangs is not waited for."""
         self._kv = KvSizes()
         self._kv_tokens: list[float] = []
         self._looks: dict[int, Look] = {}
@@ -134,8 +145,10 @@ class Costs:
     def sent(self, endpoint: Endpoint, prompt_tokens: int, hold_tokens: int) -> None:
         """A request goes to ``endpoint`` that newly takes ``hold_tokens`` of KV at first."""
         self._touched.append(endpoint)
-        self._usual_prompt += (prompt_tokens - self._usual_prompt) / MEMORY
-        self._usual_hold += (hold_tokens - self._usual_hold) / MEMORY
+        if self._requests < MEMORY:
+            self._requests += 1
+        self._usual_prompt += (prompt_tokens - self._usual_prompt) / self._requests
+        self._usual_hold += (hold_tokens - self._usual_hold) / self._requests
 
     def learned(self, endpoint: Endpoint, now_s: float) -> Learned | None:
         """What is known of the endpoint; None until a request could have gone there."""
@@ -170,7 +183,16 @@ class Costs:
         for table in (self._known, self.rows):
             table += [(0.0, 0.0, 0.0, 0.0)] * more
         self.usual_rows += [(0.0, 0.0)] * more
-        for column in (self._kv_tokens, self.room, self.level, self.step_s, self.token_s, self.queue_s):
+        for column in (
+            self._kv_tokens,
+            self._overdue_s,
+            self.capacity,
+            self.room,
+            self.level,
+            self.step_s,
+            self.token_s,
+            self.queue_s,
+        ):
             column += [0.0] * more
 
     def _sample(self, endpoints: Sequence[Endpoint], now_s: float) -> Look:
@@ -181,7 +203,10 @@ class Costs:
         self._grow(max(e.slot for e in endpoints) + 1)
         pool = self.lengths.pool
         self._mean, self.usual = pool.mean, pool.of_a_token
-        contexts = [e.load.context_tokens + self._generated(e, now_s) for e in endpoints]
+        each = self._usual_prompt + self.usual / 2
+        contexts = [
+            e.load.context_tokens + self._generated(e, now_s) + e.load.others * each for e in endpoints
+        ]
         self.speeds.refresh(endpoints, now_s, contexts)
         self.settled = self.speeds.settled
         self.tight = True  # until all are known
@@ -191,6 +216,7 @@ class Costs:
             self._kv_tokens[slot] = self._kv.tokens(endpoint) or inf
             token_s = self.token_s[slot] = self.speeds.token_s(slot)
             self._known[slot] = (*self.speeds.by_slot[slot].step, token_s)
+            self._overdue_s[slot] = self._overdue(endpoint, now_s)
             self._compute(endpoint, now_s)
         kept = exp(-min(MAX_STEP_S, passed_s) / LEVEL_MEMORY_S)
         length = self.usual
@@ -204,9 +230,36 @@ class Costs:
             self._names[slot] = endpoint.name
             self.level[slot] = level
             least = min(least, self.room[slot])
+        self._weigh(endpoints, min(MAX_STEP_S, passed_s), each)
         look.tight = least < 4 * (self._usual_prompt + length)
         self.tight = any(each.tight for each in self._looks.values())
         return look
+
+    def _weigh(self, endpoints: Sequence[Endpoint], passed_s: float, each: float) -> None:
+        """How many requests of ``each`` tokens every endpoint can take, and how many are not ours."""
+        counts = [e.load.requests + e.load.others for e in endpoints]
+        in_flight = sum(counts)
+        if not in_flight:
+            for endpoint in endpoints:
+                self.capacity[endpoint.slot] = self.capacity[endpoint.slot] or 1.0
+            return
+        others = sum([e.load.others for e in endpoints]) / in_flight
+        self.others_share += (others - self.others_share) * passed_s / WEIGH_S
+        mean_s = sum([self.step_s[e.slot] * n for e, n in zip(endpoints, counts, strict=True)]) / in_flight
+        for endpoint in endpoints:
+            slot = endpoint.slot
+            base_s, sequence_s, context_s, _ = self._known[slot]
+            fits = max(1.0, (mean_s - base_s) / (sequence_s + context_s * each))
+            before = self.capacity[slot] or fits
+            self.capacity[slot] = before + (fits - before) * passed_s / WEIGH_S
+
+    def _overdue(self, endpoint: Endpoint, now_s: float) -> float:
+        oldest = next(iter(endpoint.load.before_first.values()), None)
+        if oldest is None or not (oldest.seen or endpoint.metrics.first_tokens):
+            return 0.0
+        slot = endpoint.slot
+        due_s = OVERDUE * (self.step_s[slot] + oldest.ahead_tokens * self.token_s[slot])
+        return max(0.0, now_s - oldest.sent_s - due_s)
 
     def _generated(self, endpoint: Endpoint, now_s: float) -> float:
         """Tokens that the requests in flight have been given so far, by their age."""
@@ -230,7 +283,7 @@ class Costs:
             running += others
             context += others * (self._usual_prompt + usual / 2)
         step_s = base_s + sequence_s * running + context_s * context
-        queue_s = load.tokens * token_s
+        queue_s = load.tokens * token_s + self._overdue_s[slot]
         self.step_s[slot], self.queue_s[slot] = step_s, queue_s
         delayed = OTHERS * running
         both = 1.0 + delayed / 2

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 CHANGE = log(1.5)
 """What is worth a line."""
 EVERY_S = 1.0
-STEADY = log(1.15)
+STEADY = log(1.06)
 """Since the last look: what still moves is said when it is over."""
 SEEN_S = 3.0
 """Of the endpoint itself lately: less is no reason to say anything."""

@@ -73,6 +73,13 @@ class SaturationDetector(Protocol):
 
 
 @runtime_checkable
+class Watcher(Protocol):
+    """Learns from endpoints also while it decides little."""
+
+    def watch(self, endpoints: Sequence[Endpoint], now: float) -> None: ...
+
+
+@runtime_checkable
 class Learner(Protocol):
     def learned(self, endpoints: Sequence[Endpoint], now: float) -> Mapping[str, Learned]:
         """What it knows of these endpoints, by name; those are missing that it knows nothing of."""

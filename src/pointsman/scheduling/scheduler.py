@@ -18,6 +18,7 @@ from pointsman.scheduling.interfaces import (
     Preparing,
     ProfileHandler,
     SaturationDetector,
+    Watcher,
 )
 from pointsman.scheduling.profile import Profile
 from pointsman.types import Decision, Endpoint, InferenceRequest, Outcome
@@ -49,6 +50,7 @@ class Scheduler:
         self.plugins = tuple(plugins)
         self._admitters = [p for p in plugins if isinstance(p, Admitter)]
         self._dispatch = [p for p in plugins if isinstance(p, DispatchObserver)]
+        self._watchers = [p for p in plugins if isinstance(p, Watcher)]
         self._learners = [p for p in plugins if isinstance(p, Learner)]
         self._keepers = [p for p in plugins if isinstance(p, Keeper)]
         self._outcome = [p for p in plugins if isinstance(p, OutcomeObserver)]
@@ -61,6 +63,11 @@ class Scheduler:
         if self._detector is None:
             return 0.0
         return self._detector.saturation(endpoints, self.services.clock())
+
+    def watch(self, endpoints: Sequence[Endpoint]) -> None:
+        """Let the policy look at what endpoints (not empty) say; some times a second while they are busy."""
+        for watcher in self._watchers:
+            watcher.watch(endpoints, self.services.clock())
 
     def learned(self, endpoints: Sequence[Endpoint]) -> Mapping[str, Learned]:
         """What the policy knows of these endpoints, by name; nothing where it learns nothing."""

@@ -15,6 +15,7 @@ from pointsman.bench.workloads import Call
 from pointsman.config import Endpoint as EndpointSettings
 from pointsman.endpoints.target import targets_of
 from pointsman.errors import SettingsError
+from pointsman.predictor.speed import SAMPLE_S
 from pointsman.router import Observer
 from pointsman.sim.spec import EngineSpec
 from pointsman.twin.events import Events
@@ -112,6 +113,8 @@ class Simulation:
         for spec in specs:
             if spec.name not in late:
                 self._join(spec)
+        if routers.replicas > 1:
+            events.at(SAMPLE_S, self._watch_metrics)
         for incident in scenario.incidents:
             events.at(incident.at_s, self._happens, incident)
         self._calls: Iterator[Call] = scenario.workload.calls(seed)
@@ -170,6 +173,14 @@ class Simulation:
             price_per_hour=server.spec.price_per_hour,
             watts=server.spec.watts,
         )
+
+    def _watch_metrics(self) -> None:
+        """Routers that share a fleet decide seldom, and learn from metrics meanwhile."""
+        for replica in self.replicas:
+            busy = [m.endpoint for m in replica.pool.members.values() if m.endpoint.metrics.running]
+            if busy:
+                replica.scheduler.watch(replica.pool.candidates(""))
+        self.events.at(self.events.now_s + SAMPLE_S, self._watch_metrics)
 
     # the fleet
 

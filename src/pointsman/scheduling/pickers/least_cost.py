@@ -14,6 +14,7 @@ from pointsman.predictor.state import Kept
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.classes import Aim, Aims, RequestClass
 from pointsman.scheduling.cycle import Cycle
+from pointsman.scheduling.homes import homes, key_of
 from pointsman.scheduling.objective import Objective, cheapest
 from pointsman.scheduling.promises import Promises
 from pointsman.scheduling.slo import promises
@@ -23,6 +24,8 @@ NEAR = 1.005
 """Costs that differ by less are the same: the choice between them is spread."""
 SAME_LENGTH = 0.03
 """Answers whose expected lengths differ by less are as long as is usual."""
+ALONE_SHARE = 0.3
+"""With more of the requests in flight from others, prefixes go where the others find them, too."""
 HOME_SHARE = 0.5
 """Who holds so much of what the best holder has is a home of the prefix."""
 PRICE = "price"
@@ -118,6 +121,8 @@ class LeastCost(Plugin):
         costs = self._costs
         step = PRICE_STEP / len(slots)
         self._price = price = max(LEAST_PRICE if costs.settled else 0.0, self._price - step * MOVES_SHARE)
+        if costs.others_share > ALONE_SHARE and cycle.match.chains:
+            return self._agreed(cycle, slots, total, cached)
         least = min(total)
         if not cached:
             return _spread(cycle, total, least)
@@ -141,6 +146,22 @@ class LeastCost(Plugin):
         self._price = min(MOST_PRICE, price + step)
         return best
 
+    def _agreed(self, cycle: Cycle, slots: list[int], total: list[float], cached: Mapping[int, int]) -> int:
+        """One of the two homes that other routers find, too: both have the prefix soon, and the choice
+        between them levels the load.
+        """
+        costs = self._costs
+        able = [i for i, t in enumerate(total) if t < inf]
+        endpoints = [cycle.endpoints[i] for i in able]
+        key = key_of(cycle.match.chains[0])
+        found = [able[i] for i in homes(key, endpoints, [costs.capacity[e.slot] for e in endpoints], 2)]
+
+        def if_cached(i: int) -> float:
+            missing = cycle.request.prompt_tokens - cached.get(i, 0)
+            return total[i] - missing * costs.rows[slots[i]][1]
+
+        return min(found, key=if_cached)
+
     def _turn_away(
         self, cycle: Cycle, slots: list[int], total: list[float], cached: Mapping[int, int], length: float
     ) -> None:
@@ -159,6 +180,10 @@ class LeastCost(Plugin):
         if len(full) < len(slots):
             for i in full:
                 total[i] = inf
+
+    def watch(self, endpoints: Sequence[Endpoint], now: float) -> None:
+        """Learn from what the endpoints' metrics say, though nothing is decided."""
+        self._costs.update(endpoints, now)
 
     def on_dispatch(self, cycle: Cycle, decision: Decision) -> None:
         costs, slot = self._costs, decision.chosen.slot
