@@ -7,7 +7,7 @@ import random
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -17,10 +17,11 @@ from pointsman.config import Settings, read_text
 from pointsman.endpoints.discovery.watch import Discovery
 from pointsman.endpoints.metrics.scraper import Scraper
 from pointsman.endpoints.pool import Member, Pool
-from pointsman.errors import SettingsError
+from pointsman.errors import ModelNotFound, NoEndpoints, SettingsError
 from pointsman.observability.access_log import AccessLog
 from pointsman.observability.decisions import DecisionRing
 from pointsman.observability.telemetry import Telemetry, counter, gauge
+from pointsman.predictor.speed import SAMPLE_S
 from pointsman.prefix.approximate import PrefixIndex
 from pointsman.prefix.follow import follow
 from pointsman.proxy.admin import Admin
@@ -68,7 +69,7 @@ class Application:
         follow(self.index, self.pool, fixed_block_tokens=settings.prefix.block_tokens)
         services = Services(self.index, clock, random.Random(settings.scheduling.seed))
         policy = policy_of(settings)
-        scheduler = build_scheduler(policy, services)
+        self.scheduler = scheduler = build_scheduler(policy, services)
         learned = settings.learned
         self.learned_file = LearnedFile(learned, self.pool, scheduler, wall) if learned.path else None
         self.telemetry = Telemetry(self._gauges)
@@ -123,6 +124,7 @@ class Application:
                     self.discovery.run(),
                     self.gateway.run(),
                     self.access_log.run(),
+                    self._watch(),
                     *((self.tracing.run(),) if self.tracing else ()),
                     *((self.learned_file.run(),) if self.learned_file else ()),
                 )
@@ -138,6 +140,17 @@ class Application:
                 for task in running:
                     task.cancel()
                 self.admin.close()
+
+    async def _watch(self) -> None:
+        """Let the policy learn from metrics while it decides little, until cancelled."""
+        while True:
+            await asyncio.sleep(SAMPLE_S)
+            models = {min(m.endpoint.models or ("",)) for m in self.pool.members.values()}
+            for model in models:
+                with suppress(ModelNotFound, NoEndpoints):
+                    endpoints = self.pool.candidates(model)
+                    if any(e.load.requests or e.metrics.running for e in endpoints):
+                        self.scheduler.watch(endpoints)
 
     def _on_pool(self, event: str, endpoint: Endpoint) -> None:
         if event == "left":
