@@ -6,9 +6,11 @@ import random
 from collections import Counter
 
 import pytest
+from msgspec.structs import replace
 
 from pointsman.bench.run import Load
 from pointsman.bench.workloads import SharedPrefix
+from pointsman.predictor.speed import SAMPLE_S
 from pointsman.prefix.approximate import PrefixIndex
 from pointsman.scheduling.cycle import Services
 from pointsman.scheduling.pickers.least_cost import LeastCost
@@ -19,7 +21,7 @@ from pointsman.testing import fleet, request
 from pointsman.twin.policies import policy
 from pointsman.twin.run import Simulation, StageRun
 from pointsman.twin.scenario import Scenario
-from pointsman.types import Ending, Endpoint, Outcome, Usage
+from pointsman.types import Ending, Endpoint, Metrics, Outcome, Usage
 
 PROMPT = "once upon a time there was a long prompt " * 100
 
@@ -165,3 +167,46 @@ def test_equal_endpoints_get_equal_shares() -> None:
     _, run = simulate("least-cost", (FleetItem(accelerator="mi325x", count=4),), 40)
     shares = Counter(r.endpoint for r in run.records)
     assert max(shares.values()) < 1.5 * min(shares.values())
+
+
+def among_others() -> Place:
+    """A router that has seen for long that most requests come from others."""
+    place = Place(fleet(20, requests=[1] * 20))
+    for endpoint in place.endpoints:
+        endpoint.load.others = 5.0
+    for _ in range(40):
+        place.now_s += SAMPLE_S
+        place.picker.watch(place.endpoints, place.now_s)
+    return place
+
+
+def test_routers_that_share_a_fleet_send_a_prompt_to_the_same_endpoints() -> None:
+    one, other = among_others(), among_others()
+    prompts = [f"{i} {PROMPT}" for i in range(100)]
+    chosen = {text: one.send(text) for text in prompts}
+    random.Random(0).shuffle(prompts)
+    assert sum(other.send(text) == chosen[text] for text in prompts) > 80
+    assert len(set(chosen.values())) > 15
+
+
+def test_a_router_that_is_alone_does_not_ask_where_others_send_a_prompt() -> None:
+    place = Place(fleet(20))
+    for i in range(20):
+        place.send(f"{i} {PROMPT}")
+    assert not place.picker._homes._known
+
+
+def test_an_endpoint_out_of_room_is_nobodys_home() -> None:
+    place = among_others()
+    home = place.send()
+    full = [
+        replace(e, metrics=Metrics(kv_blocks=10_000, block_tokens=16, running=6.0, kv_usage=0.2))
+        for e in place.endpoints
+    ]
+    place.endpoints = [
+        replace(e, metrics=replace(e.metrics, kv_usage=1.0)) if e.name == home else e for e in full
+    ]
+    place.now_s += SAMPLE_S
+    elsewhere = {place.send() for _ in range(5)}
+    assert home not in elsewhere
+    assert len(elsewhere) <= 2

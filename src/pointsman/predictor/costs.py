@@ -30,6 +30,8 @@ MEMORY = 100
 LEVEL_MEMORY_S = 10.0
 WEIGH_S = 5.0
 """In which capacities and the others' share follow: routers agree the better the less they move."""
+ALONE_SHARE = 0.3
+"""With more of the requests in flight from others, a router is not alone."""
 OVERDUE = 2.0
 """A first output is overdue after so many times what was expected."""
 LOOK_S = 0.01
@@ -99,6 +101,8 @@ class Costs:
         """Requests that it can have at once while its steps are as long as the pool's mean; smoothed."""
         self.others_share = 0.0
         """Of the requests in flight, those that did not come from us; smoothed."""
+        self.shared = False
+        """Many of the requests in flight are not ours: other routers send to these endpoints."""
         self.settled = False
         """What is known of speeds stands on enough samples."""
         self.tight = False
@@ -200,6 +204,7 @@ class Costs:
         look.arrange(endpoints)
         passed_s = now_s - look.sampled_s
         look.looked_s = look.sampled_s = now_s
+        self._touched = [e for e in self._touched if e.slot not in look.place]
         self._grow(max(e.slot for e in endpoints) + 1)
         pool = self.lengths.pool
         self._mean, self.usual = pool.mean, pool.of_a_token
@@ -207,8 +212,10 @@ class Costs:
         contexts = [
             e.load.context_tokens + self._generated(e, now_s) + e.load.others * each for e in endpoints
         ]
+        self.shared = self.others_share > ALONE_SHARE
         self.speeds.refresh(endpoints, now_s, contexts)
         self.settled = self.speeds.settled
+        in_flight = sum([e.load.requests + e.load.others for e in endpoints])
         self.tight = True  # until all are known
         for endpoint, context in zip(endpoints, contexts, strict=True):
             self._kv.look(endpoint, context)
@@ -230,15 +237,14 @@ class Costs:
             self._names[slot] = endpoint.name
             self.level[slot] = level
             least = min(least, self.room[slot])
-        self._weigh(endpoints, min(MAX_STEP_S, passed_s), each)
+        self._weigh(endpoints, in_flight, min(MAX_STEP_S, passed_s), each)
         look.tight = least < 4 * (self._usual_prompt + length)
         self.tight = any(each.tight for each in self._looks.values())
         return look
 
-    def _weigh(self, endpoints: Sequence[Endpoint], passed_s: float, each: float) -> None:
+    def _weigh(self, endpoints: Sequence[Endpoint], in_flight: float, passed_s: float, each: float) -> None:
         """How many requests of ``each`` tokens every endpoint can take, and how many are not ours."""
         counts = [e.load.requests + e.load.others for e in endpoints]
-        in_flight = sum(counts)
         if not in_flight:
             for endpoint in endpoints:
                 self.capacity[endpoint.slot] = self.capacity[endpoint.slot] or 1.0
@@ -295,7 +301,8 @@ class Costs:
             self.room[slot] = self._room(endpoint, running, generated)
 
     def _room(self, endpoint: Endpoint, running: float, generated: float) -> float:
-        kv_tokens = self._kv_tokens[endpoint.slot]
+        slot = endpoint.slot
+        kv_tokens = self._kv_tokens[slot]
         if kv_tokens == inf:
             return inf
         metrics = endpoint.metrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import inf
 
-from pointsman.predictor.costs import Costs
+from pointsman.predictor.costs import Costs, Look
 from pointsman.predictor.fit import HALF_LIFE_S
 from pointsman.predictor.learned import Learned
 from pointsman.predictor.lengths import Lengths
@@ -14,7 +14,7 @@ from pointsman.predictor.state import Kept
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.classes import Aim, Aims, RequestClass
 from pointsman.scheduling.cycle import Cycle
-from pointsman.scheduling.homes import homes, key_of
+from pointsman.scheduling.homes import Homes, key_of
 from pointsman.scheduling.objective import Objective, cheapest
 from pointsman.scheduling.promises import Promises
 from pointsman.scheduling.slo import promises
@@ -24,8 +24,8 @@ NEAR = 1.005
 """Costs that differ by less are the same: the choice between them is spread."""
 SAME_LENGTH = 0.03
 """Answers whose expected lengths differ by less are as long as is usual."""
-ALONE_SHARE = 0.3
-"""With more of the requests in flight from others, prefixes go where the others find them, too."""
+SECOND_HOME = 0.95
+"""Of what the first home costs, the second has to cost less: each copy of a prefix is a prefill."""
 HOME_SHARE = 0.5
 """Who holds so much of what the best holder has is a home of the prefix."""
 PRICE = "price"
@@ -75,6 +75,7 @@ class LeastCost(Plugin):
         self._held: dict[Place, int] = {}
         """Requests in flight by where they hold which prompt in KV; kept while room is short."""
         self._places: dict[str, Place] = {}
+        self._homes = Homes()
 
     def pick(self, cycle: Cycle, scores: Sequence[float]) -> Sequence[Endpoint]:
         costs, endpoints, request = self._costs, cycle.endpoints, cycle.request
@@ -114,15 +115,17 @@ class LeastCost(Plugin):
                 found = cheapest(self.objective, cycle, costs, total, cached, length)
                 if found is not None:
                     return (endpoints[found],)
-        return (endpoints[self._choose(cycle, slots, total, cached)],)
+        return (endpoints[self._choose(cycle, look, slots, total, cached)],)
 
-    def _choose(self, cycle: Cycle, slots: list[int], total: list[float], cached: Mapping[int, int]) -> int:
+    def _choose(
+        self, cycle: Cycle, look: Look, slots: list[int], total: list[float], cached: Mapping[int, int]
+    ) -> int:
         """The least, unless that is to leave a prefix for too little."""
         costs = self._costs
         step = PRICE_STEP / len(slots)
         self._price = price = max(LEAST_PRICE if costs.settled else 0.0, self._price - step * MOVES_SHARE)
-        if costs.others_share > ALONE_SHARE and cycle.match.chains:
-            return self._agreed(cycle, slots, total, cached)
+        if costs.shared and cycle.match.chains:
+            return self._agreed(cycle, look, slots, total)
         least = min(total)
         if not cached:
             return _spread(cycle, total, least)
@@ -146,21 +149,29 @@ class LeastCost(Plugin):
         self._price = min(MOST_PRICE, price + step)
         return best
 
-    def _agreed(self, cycle: Cycle, slots: list[int], total: list[float], cached: Mapping[int, int]) -> int:
-        """One of the two homes that other routers find, too: both have the prefix soon, and the choice
-        between them levels the load.
+    def _agreed(self, cycle: Cycle, look: Look, slots: list[int], total: list[float]) -> int:
+        """The first of the two homes that other routers find, too, unless the second costs clearly less. Both
+        have the prefix soon, so that is not counted, and the choice between them levels the load.
         """
-        costs = self._costs
-        able = [i for i, t in enumerate(total) if t < inf]
-        endpoints = [cycle.endpoints[i] for i in able]
-        key = key_of(cycle.match.chains[0])
-        found = [able[i] for i in homes(key, endpoints, [costs.capacity[e.slot] for e in endpoints], 2)]
+        capacity = self._costs.capacity
+        place = {slot: i for i, slot in enumerate(slots) if total[i] < inf}
+        closed = {i for i, slot in enumerate(look.slots) if slot not in place}
+        found = self._homes.of(
+            key_of(cycle.match.chains[0]),
+            look.names,
+            [capacity[slot] for slot in look.slots],
+            closed,
+            cycle.services.clock(),
+        )
+        prompt, rows, match = cycle.request.prompt_tokens, self._costs.rows, cycle.match
 
         def if_cached(i: int) -> float:
-            missing = cycle.request.prompt_tokens - cached.get(i, 0)
-            return total[i] - missing * costs.rows[slots[i]][1]
+            slot = slots[i]
+            return total[i] - (prompt - match.tokens(slot)) * rows[slot][1]
 
-        return min(found, key=if_cached)
+        first, *others = [place[look.slots[i]] for i in found]
+        enough = SECOND_HOME * if_cached(first)
+        return next((i for i in others if if_cached(i) < enough), first)
 
     def _turn_away(
         self, cycle: Cycle, slots: list[int], total: list[float], cached: Mapping[int, int], length: float

@@ -1,0 +1,79 @@
+"""What endpoints cost: what is late, what is short of room, what others send, and who gets nothing."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+
+from pointsman.predictor.costs import Costs
+from pointsman.predictor.lengths import Lengths
+from pointsman.predictor.speed import SAMPLE_S, Speeds
+from pointsman.router import Flight
+from pointsman.testing import fleet, request
+from pointsman.types import Decision, Endpoint
+
+
+def send(endpoint: Endpoint, at_s: float, *, seen: bool = True) -> Flight:
+    decision = Decision("r", "m", at_s, "p", [endpoint], endpoint, prompt_tokens=1000)
+    return Flight(request(stream=True), decision, seen)
+
+
+def waits(at_s: float, endpoints: list[Endpoint]) -> list[float]:
+    """Until a first token, seconds."""
+    costs = Costs(Speeds(), Lengths())
+    costs.update(endpoints, at_s)
+    return [costs.rows[e.slot][0] for e in endpoints]
+
+
+def test_an_endpoint_that_hangs_costs_more_the_longer_it_does() -> None:
+    endpoints = fleet(2)
+    flight = send(endpoints[0], 10.0)
+    soon, other = waits(10.1, endpoints)
+    late, _ = waits(13.0, endpoints)
+    later, still = waits(20.0, endpoints)
+    assert late > soon + 2
+    assert later > late + 7
+    assert still == other
+    flight.first_output(20.0)
+    assert waits(20.0, endpoints)[0] < soon
+
+
+def test_where_nothing_tells_of_first_outputs_none_is_overdue() -> None:
+    endpoints = fleet(1)
+    send(endpoints[0], 10.0, seen=False)
+    assert waits(20.0, endpoints) == waits(10.1, endpoints)
+
+
+def test_requests_of_others_make_steps_longer_and_are_not_taken_for_slowness() -> None:
+    costs, (one, other) = Costs(Speeds(), Lengths()), fleet(2)
+    one.load.others = 20.0
+    costs.update([one, other], 10.0)
+    assert costs.step_s[0] > costs.step_s[1]
+    assert costs.rows[0][1] > costs.rows[1][1], "its prefill delays them"
+
+
+def test_the_share_of_others_is_what_lasts() -> None:
+    costs, endpoints = Costs(Speeds(), Lengths()), fleet(2, requests=[1, 1])
+    shared = []
+    for i in range(400):
+        for endpoint in endpoints:
+            endpoint.load.others = 3.0
+        costs.update(endpoints, 10.0 + i * SAMPLE_S)
+        shared.append(costs.shared)
+    assert not any(shared[:4])
+    assert all(shared[20:])
+    assert costs.others_share == pytest.approx(0.75, abs=0.01)
+
+
+def test_the_usual_prompt_is_the_mean_from_the_first_on() -> None:
+    costs, (endpoint,) = Costs(Speeds(), Lengths()), fleet(1)
+    for tokens in (100, 300, 800):
+        costs.sent(endpoint, tokens, tokens)
+    assert costs._usual_prompt == pytest.approx(400)
+
+
+def test_room_is_without_bounds_where_nothing_tells_of_a_cache() -> None:
+    costs, endpoints = Costs(Speeds(), Lengths()), fleet(2)
+    costs.update(endpoints, 10.0)
+    assert [costs.room[e.slot] for e in endpoints] == [inf, inf]
