@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf
 
 import pytest
+from msgspec.structs import replace
 
 from pointsman.predictor.costs import Costs
 from pointsman.predictor.lengths import Lengths
@@ -12,6 +13,8 @@ from pointsman.predictor.speed import SAMPLE_S, Speeds
 from pointsman.router import Flight
 from pointsman.testing import fleet, request
 from pointsman.types import Decision, Endpoint
+
+ROOMY = {"kv_blocks": [1000, 1000], "block_tokens": [16, 16], "kv_usage": [0.2, 0.2]}
 
 
 def send(endpoint: Endpoint, at_s: float, *, seen: bool = True) -> Flight:
@@ -24,6 +27,15 @@ def waits(at_s: float, endpoints: list[Endpoint]) -> list[float]:
     costs = Costs(Speeds(), Lengths())
     costs.update(endpoints, at_s)
     return [costs.rows[e.slot][0] for e in endpoints]
+
+
+def told(endpoint: Endpoint, **metrics: float) -> Endpoint:
+    return replace(endpoint, metrics=replace(endpoint.metrics, **metrics))
+
+
+def has_room(costs: Costs, endpoints: list[Endpoint], at_s: float) -> list[bool]:
+    costs.update(endpoints, at_s)
+    return [not costs.tight or costs.room[e.slot] > 0 for e in endpoints]
 
 
 def test_an_endpoint_that_hangs_costs_more_the_longer_it_does() -> None:
@@ -43,6 +55,32 @@ def test_where_nothing_tells_of_first_outputs_none_is_overdue() -> None:
     endpoints = fleet(1)
     send(endpoints[0], 10.0, seen=False)
     assert waits(20.0, endpoints) == waits(10.1, endpoints)
+
+
+def test_an_engine_that_preempts_has_no_room_until_nothing_waits_there() -> None:
+    costs, (one, other) = Costs(Speeds(), Lengths()), fleet(**ROOMY)
+    assert has_room(costs, [one, other], 10.0) == [True, True]
+    full = told(one, preemptions=1.0, waiting=2.0, running=3.0)
+    assert has_room(costs, [full, other], 10.0 + SAMPLE_S) == [False, True]
+    assert costs.learned(full, 10.0 + SAMPLE_S).kv_room_tokens == 0
+    assert has_room(costs, [full, other], 10.0 + 2 * SAMPLE_S) == [False, True]
+    emptier = told(full, waiting=0.0)
+    assert has_room(costs, [emptier, other], 10.0 + 3 * SAMPLE_S) == [True, True]
+
+
+def test_what_an_engine_preempted_before_it_was_known_is_no_sign() -> None:
+    costs, endpoints = Costs(Speeds(), Lengths()), fleet(preemptions=[7.0, 0.0], waiting=[1.0, 0.0], **ROOMY)
+    assert has_room(costs, endpoints, 10.0) == [True, True]
+
+
+def test_prompts_that_wait_for_each_other_are_no_sign_of_a_full_cache() -> None:
+    costs, (one, other) = Costs(Speeds(), Lengths()), fleet(**ROOMY)
+    send(one, 10.0)
+    for i in range(20):
+        assert has_room(costs, [told(one, waiting=3.0, running=1.0), other], 10.0 + i * SAMPLE_S) == [
+            True,
+            True,
+        ]
 
 
 def test_requests_of_others_make_steps_longer_and_are_not_taken_for_slowness() -> None:

@@ -120,6 +120,9 @@ class Costs:
         self._usual_hold = 0.0
         self._overdue_s: list[float] = []
         """How long the oldest first output has been due: an endpoint that hangs is not waited for."""
+        self._preemptions: list[float] = []
+        self._full: list[bool] = []
+        """It was short of room, whatever was believed, and has requests waiting since."""
         self._kv = KvSizes()
         self._kv_tokens: list[float] = []
         self._looks: dict[int, Look] = {}
@@ -172,7 +175,7 @@ class Costs:
             siblings=speed.kind.endpoints - 1,
             factor=exp(speed.log_times),
             evidence_s=speed.kind.fit.weight_s,
-            kv_room_tokens=None if room == inf else max(0, int(room)),
+            kv_room_tokens=None if room == inf else int(max(0.0, room)),
         )
 
     def _new(self, look: Look) -> bool:
@@ -187,9 +190,11 @@ class Costs:
         for table in (self._known, self.rows):
             table += [(0.0, 0.0, 0.0, 0.0)] * more
         self.usual_rows += [(0.0, 0.0)] * more
+        self._full += [False] * more
         for column in (
             self._kv_tokens,
             self._overdue_s,
+            self._preemptions,
             self.capacity,
             self.room,
             self.level,
@@ -224,6 +229,7 @@ class Costs:
             token_s = self.token_s[slot] = self.speeds.token_s(slot)
             self._known[slot] = (*self.speeds.by_slot[slot].step, token_s)
             self._overdue_s[slot] = self._overdue(endpoint, now_s)
+            self._note(endpoint)
             self._compute(endpoint, now_s)
         kept = exp(-min(MAX_STEP_S, passed_s) / LEVEL_MEMORY_S)
         length = self.usual
@@ -258,6 +264,14 @@ class Costs:
             fits = max(1.0, (mean_s - base_s) / (sequence_s + context_s * each))
             before = self.capacity[slot] or fits
             self.capacity[slot] = before + (fits - before) * passed_s / WEIGH_S
+
+    def _note(self, endpoint: Endpoint) -> None:
+        """What the engine says of its room."""
+        slot, metrics = endpoint.slot, endpoint.metrics
+        new = self._names[slot] != endpoint.name
+        preempted = not new and metrics.preemptions > self._preemptions[slot]
+        self._full[slot] = preempted or (self._full[slot] and not new and metrics.waiting > 0)
+        self._preemptions[slot] = metrics.preemptions
 
     def _overdue(self, endpoint: Endpoint, now_s: float) -> float:
         oldest = next(iter(endpoint.load.before_first.values()), None)
@@ -302,6 +316,8 @@ class Costs:
 
     def _room(self, endpoint: Endpoint, running: float, generated: float) -> float:
         slot = endpoint.slot
+        if self._full[slot]:
+            return -inf
         kv_tokens = self._kv_tokens[slot]
         if kv_tokens == inf:
             return inf
