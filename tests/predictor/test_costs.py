@@ -7,7 +7,7 @@ from math import inf
 import pytest
 from msgspec.structs import replace
 
-from pointsman.predictor.costs import Costs
+from pointsman.predictor.costs import STARVED_S, Costs
 from pointsman.predictor.lengths import Lengths
 from pointsman.predictor.speed import SAMPLE_S, Speeds
 from pointsman.router import Flight
@@ -109,6 +109,32 @@ def test_the_usual_prompt_is_the_mean_from_the_first_on() -> None:
     for tokens in (100, 300, 800):
         costs.sent(endpoint, tokens, tokens)
     assert costs._usual_prompt == pytest.approx(400)
+
+
+def test_who_gets_little_while_others_are_busy_is_starved_after_a_while() -> None:
+    costs, endpoints = Costs(Speeds(), Lengths()), fleet(3, requests=[4, 4, 0], tokens=[0, 0, 100_000])
+
+    def starved(at_s: float) -> int | None:
+        return costs.update(endpoints, at_s).starved
+
+    assert starved(10.0) is None
+    assert starved(9.0 + STARVED_S) is None
+    assert starved(10.0 + STARVED_S) == 2
+    endpoints[2].load.requests = 1
+    assert starved(11.0 + STARVED_S) is None
+    for endpoint in endpoints[:2]:
+        endpoint.load.requests = 40
+    assert starved(11.5 + 2 * STARVED_S) == 2, "one try does not end it"
+    for endpoint in endpoints:
+        endpoint.load.requests = 0
+    endpoints[0].load.requests = 1
+    assert starved(12.0 + 3 * STARVED_S) is None, "there is too little for three"
+
+
+def test_who_gets_nothing_though_it_would_be_quick_is_not_starved() -> None:
+    costs, endpoints = Costs(Speeds(), Lengths()), fleet(3, requests=[4, 4, 0])
+    costs.update(endpoints, 10.0)
+    assert costs.update(endpoints, 10.0 + 2 * STARVED_S).starved is None
 
 
 def test_room_is_without_bounds_where_nothing_tells_of_a_cache() -> None:

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from pointsman.bench.run import Load
 from pointsman.bench.workloads import SharedPrefix
+from pointsman.predictor.costs import STARVED_S
 from pointsman.predictor.speed import SAMPLE_S
 from pointsman.prefix.approximate import PrefixIndex
 from pointsman.scheduling.cycle import Services
@@ -210,3 +211,27 @@ def test_an_endpoint_out_of_room_is_nobodys_home() -> None:
     elsewhere = {place.send() for _ in range(5)}
     assert home not in elsewhere
     assert len(elsewhere) <= 2
+
+
+def starving() -> Place:
+    """e2 is slow to all appearances, and has got nothing for long."""
+    place = Place(fleet(3, requests=[5, 5, 0], tokens=[0, 0, 100_000]))
+    place.picker.watch(place.endpoints, place.now_s)
+    place.now_s += STARVED_S
+    return place
+
+
+def test_one_of_a_hundred_requests_tries_an_endpoint_that_gets_nothing() -> None:
+    place = starving()
+    chosen = Counter(place.send(f"{i} {PROMPT}") for i in range(500))
+    assert chosen["e2"] == 5
+
+
+def test_who_was_promised_something_or_can_wait_does_not_try_one() -> None:
+    place = starving()
+    headers = {"x-llm-d-slo-ttft-ms": "60000"}
+    assert place.send() != "e2"
+    promised = Counter(place.send(f"{i} {PROMPT}", headers=headers) for i in range(300))
+    assert promised["e2"] == 0
+    waiting = Counter(place.send(f"{i} {PROMPT}", priority=-1) for i in range(300))
+    assert waiting["e2"] == 0

@@ -34,6 +34,12 @@ ALONE_SHARE = 0.3
 """With more of the requests in flight from others, a router is not alone."""
 OVERDUE = 2.0
 """A first output is overdue after so many times what was expected."""
+STARVED_S, STARVED_SHARE = 10.0, 0.125
+"""Who is believed to be slow and has had less than such a share of the mean for so long may have
+recovered.
+"""
+SLOW = 1.2
+"""Cost of a usual request, in relation to the mean of all."""
 LOOK_S = 0.01
 """What an endpoint got rid of is noticed this late at most; what it is sent counts at once."""
 MAX_STEP_S = 1.0
@@ -49,7 +55,7 @@ token of its prompt; for each token of its answer; and for each of its answer ti
 class Look:
     """Endpoints that are asked together, those of a model, and when they were looked at last."""
 
-    __slots__ = ("endpoints", "looked_s", "names", "place", "sampled_s", "slots", "tight")
+    __slots__ = ("endpoints", "looked_s", "names", "place", "sampled_s", "slots", "starved", "tight")
 
     def __init__(self) -> None:
         self.endpoints: Sequence[Endpoint] = ()
@@ -60,6 +66,8 @@ class Look:
         self.looked_s = self.sampled_s = -inf
         self.tight = False
         """One of them may be short of room."""
+        self.starved: int | None = None
+        """Slot of one that gets next to nothing because it is believed to be slow; it may have recovered."""
 
     def arrange(self, endpoints: Sequence[Endpoint]) -> bool:
         """Take these; whether they are others than before."""
@@ -120,6 +128,8 @@ class Costs:
         self._usual_hold = 0.0
         self._overdue_s: list[float] = []
         """How long the oldest first output has been due: an endpoint that hangs is not waited for."""
+        self._busy_s: list[float] = []
+        """When it had a request last."""
         self._preemptions: list[float] = []
         self._full: list[bool] = []
         """It was short of room, whatever was believed, and has requests waiting since."""
@@ -194,6 +204,7 @@ class Costs:
         for column in (
             self._kv_tokens,
             self._overdue_s,
+            self._busy_s,
             self._preemptions,
             self.capacity,
             self.room,
@@ -221,6 +232,7 @@ class Costs:
         self.speeds.refresh(endpoints, now_s, contexts)
         self.settled = self.speeds.settled
         in_flight = sum([e.load.requests + e.load.others for e in endpoints])
+        little = STARVED_SHARE * in_flight / len(endpoints)
         self.tight = True  # until all are known
         for endpoint, context in zip(endpoints, contexts, strict=True):
             self._kv.look(endpoint, context)
@@ -229,7 +241,7 @@ class Costs:
             token_s = self.token_s[slot] = self.speeds.token_s(slot)
             self._known[slot] = (*self.speeds.by_slot[slot].step, token_s)
             self._overdue_s[slot] = self._overdue(endpoint, now_s)
-            self._note(endpoint)
+            self._note(endpoint, now_s, little)
             self._compute(endpoint, now_s)
         kept = exp(-min(MAX_STEP_S, passed_s) / LEVEL_MEMORY_S)
         length = self.usual
@@ -244,6 +256,7 @@ class Costs:
             self.level[slot] = level
             least = min(least, self.room[slot])
         self._weigh(endpoints, in_flight, min(MAX_STEP_S, passed_s), each)
+        look.starved = self._starved(endpoints, in_flight, now_s)
         look.tight = least < 4 * (self._usual_prompt + length)
         self.tight = any(each.tight for each in self._looks.values())
         return look
@@ -265,13 +278,26 @@ class Costs:
             before = self.capacity[slot] or fits
             self.capacity[slot] = before + (fits - before) * passed_s / WEIGH_S
 
-    def _note(self, endpoint: Endpoint) -> None:
-        """What the engine says of its room."""
-        slot, metrics = endpoint.slot, endpoint.metrics
+    def _note(self, endpoint: Endpoint, now_s: float, enough: float) -> None:
+        """What the engine says of its room, and whether it has more than ``enough`` requests."""
+        slot, metrics, load = endpoint.slot, endpoint.metrics, endpoint.load
         new = self._names[slot] != endpoint.name
         preempted = not new and metrics.preemptions > self._preemptions[slot]
         self._full[slot] = preempted or (self._full[slot] and not new and metrics.waiting > 0)
         self._preemptions[slot] = metrics.preemptions
+        if new or load.requests + load.others > enough:
+            self._busy_s[slot] = now_s
+
+    def _starved(self, endpoints: Sequence[Endpoint], in_flight: float, now_s: float) -> int | None:
+        """Who has got little for longest, if that is because it is believed to be slow: with nothing to do a
+        request costs more there than where others are busy.
+        """
+        if in_flight < len(endpoints):
+            return None
+        busy_s, level = self._busy_s, self.level
+        longest = min([e.slot for e in endpoints], key=busy_s.__getitem__)
+        slow = level[longest] * len(endpoints) > SLOW * sum([level[e.slot] for e in endpoints])
+        return longest if slow and now_s - busy_s[longest] >= STARVED_S else None
 
     def _overdue(self, endpoint: Endpoint, now_s: float) -> float:
         oldest = next(iter(endpoint.load.before_first.values()), None)

@@ -38,6 +38,8 @@ LEAST_PRICE, MOST_PRICE = 4.0, 16.0
 """Below the one leaving is not worth it, above the other it always is. Nothing is too little as long as
 speeds are still being learned: what was placed in ignorance has to move.
 """
+PROBES_SHARE = 0.01
+"""Of the requests that nobody promised anything, at most so many try an endpoint that gets nothing."""
 LEAVING = 0.3
 """Of the requests at an endpoint that leave before the others have grown as much as they will."""
 MOST_QUEUE_S = 0.1
@@ -72,6 +74,8 @@ class LeastCost(Plugin):
         self._aim: Aim | None = None
         """Of the request that was picked for last."""
         self._price = 0.0
+        self._probes = 0.0
+        """That may be made now; grows while there is anyone to try."""
         self._held: dict[Place, int] = {}
         """Requests in flight by where they hold which prompt in KV; kept while room is short."""
         self._places: dict[str, Place] = {}
@@ -115,7 +119,19 @@ class LeastCost(Plugin):
                 found = cheapest(self.objective, cycle, costs, total, cached, length)
                 if found is not None:
                     return (endpoints[found],)
+        elif look.starved is not None and self._may_probe(place.get(look.starved), total):
+            return (endpoints[place[look.starved]],)
         return (endpoints[self._choose(cycle, look, slots, total, cached)],)
+
+    def _may_probe(self, starved: int | None, total: list[float]) -> bool:
+        """What is believed of an endpoint that gets nothing does not change by itself: one of a hundred tries
+        it.
+        """
+        self._probes = min(1.0, self._probes + PROBES_SHARE)
+        if starved is None or self._probes < 1.0 or total[starved] == inf:
+            return False
+        self._probes = 0.0
+        return True
 
     def _choose(
         self, cycle: Cycle, look: Look, slots: list[int], total: list[float], cached: Mapping[int, int]
