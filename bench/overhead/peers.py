@@ -158,7 +158,10 @@ def envoy_config(
         return {"socket_address": {"address": "127.0.0.1", "port_value": p}}
 
     extensions = "type.googleapis.com/envoy.extensions.filters"
-    route: dict[str, dict[str, object]] = {"match": {"prefix": "/"}, "route": {"cluster": "pool", "timeout": "0s"}}
+    route: dict[str, dict[str, object]] = {
+        "match": {"prefix": "/"},
+        "route": {"cluster": "pool", "timeout": "0s"},
+    }
     connection_manager: dict[str, object] = {
         "@type": f"{extensions}.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "in",

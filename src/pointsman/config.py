@@ -200,10 +200,15 @@ class Decisions(_Section):
 
 
 class Learned(_Section):
-    """What the policy has learned, kept over a restart: no names, prompts or tenants of clients."""
+    """What the policy has learned, and what caches hold, kept over a restart: hashes of prompts, no text."""
 
-    path: Annotated[str, _says("file to keep it in, one for each gateway; empty: nothing is kept")] = ""
-    every_s: Annotated[Positive, _says("how often it is written; and once more at the end")] = 60.0
+    path: Annotated[
+        str, _says("file to keep it in, and PATH.prefixes; one for each gateway; empty: nothing is kept")
+    ] = ""
+    every_s: Annotated[
+        Positive,
+        _says("how often it is written, PATH.prefixes every third time; and both once more at the end"),
+    ] = 60.0
 
 
 class Trace(_Section):

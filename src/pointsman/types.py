@@ -84,6 +84,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     found.
     """
     prefix_hits: float = 0.0
+    started_s: float = 0.0
+    """When the engine's process started, seconds since 1970; 0.0 where it does not say."""
     generation_tokens: float = 0.0
     """Output tokens since the engine started; 0.0 where it does not say."""
     preemptions: float = 0.0

@@ -21,7 +21,9 @@ def ended(lengths: Lengths, made: InferenceRequest, tokens: int, **more: float) 
     over(lengths, made, outcome)
 
 
-def over(lengths: Lengths, made: InferenceRequest, outcome: Outcome, predicted: Prediction | None = PREDICTED) -> None:
+def over(
+    lengths: Lengths, made: InferenceRequest, outcome: Outcome, predicted: Prediction | None = PREDICTED
+) -> None:
     if id(made) not in lengths._open:
         lengths.sent(made, next(SECONDS))
     lengths.observe(made, outcome, predicted)

@@ -120,6 +120,15 @@ class Index(RuleBasedStateMachine):
             assert match.tokens(slot) == expected
             assert match.ratio(slot) == expected / asked
 
+    @rule()
+    def goes_on_in_another_process(self) -> None:
+        old, self.index = self.index, PrefixIndex(block_tokens=BLOCK)
+        for slot, capacity in self.model.capacity.items():
+            self.index.add(slot, capacity * BLOCK or 1)
+            before = [old.match(ask([text])).blocks_by_slot.get(slot) for text in EVERY]
+            self.index.load(slot, old.dump(slot, 1 << 20))
+            assert [self.index.match(ask([text])).blocks_by_slot.get(slot) for text in EVERY] == before
+
     @precondition(lambda self: self.model.used)
     @rule()
     def the_index_starts_anew_with_another_block_size(self) -> None:

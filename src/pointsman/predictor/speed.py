@@ -38,7 +38,7 @@ QUIET_SAMPLE_S = 0.2
 PREFILL_SAMPLE_S = 2.0
 """Length of a sample without and with prefill in it."""
 MAX_PREFILL_SHARE = 0.6
-"""Of a sample: with more it says nothing of what a decode step is made of, and little of the endpoint's factor."""
+"""Of a sample: with more it says nothing of what a decode step is made of, and little of the factor."""
 FACTOR_MEMORY_S = 6.0
 FACTOR_PRIOR_S = 1.0
 """An endpoint is believed to be like its siblings as if that had been seen for so long."""
@@ -357,7 +357,7 @@ class Speeds:
                     pool.add(sample.features, sample.step_s, weight_s)
                     own_s = sample.step_s / exp(speed.log_factor - kind.factor)
                     kind.fit.add(sample.features, own_s, weight_s)
-                # Always: where the factor is wrong, so is what prefill is believed to take, and with it this share.
+                # Always: where the factor is wrong, so is the time that prefill is believed to take.
                 speed.compare(sample, weight_s)
         self._solve(pool)
         self._drift.look(((e.name, self.by_slot[e.slot]) for e in endpoints), now_s)

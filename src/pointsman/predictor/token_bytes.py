@@ -16,7 +16,7 @@ MEMORY_TOKENS = 200_000
 """After so many more, what was seen counts for half."""
 KNOWN_TOKENS = 50_000
 ONE_OF = 16
-"""A model is known well after so many tokens; then one request of so many is looked at, and counts for all."""
+"""A model is known well after so many tokens; then one request of so many is read, and counts for all."""
 NEAR = 0.02
 """Closer than this to what is assumed anyway is not worth a correction."""
 MAX_MODELS = 4096

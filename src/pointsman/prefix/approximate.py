@@ -13,7 +13,7 @@ gets an equal share of ``max_bytes``.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import compress, count
 from operator import attrgetter
@@ -22,7 +22,7 @@ from sys import getsizeof
 from xxhash import xxh3_64
 
 from pointsman.prefix.hashing import FIRST_BLOCKS, Chain, block_ends, chains_of
-from pointsman.prefix.segments import Held, Segment
+from pointsman.prefix.segments import DIGEST_BYTES, Generation, Held, Segment
 from pointsman.types import BYTES_PER_TOKEN, InferenceRequest
 
 MIN_BLOCK_TOKENS = 64
@@ -328,6 +328,66 @@ class PrefixIndex:
             if not oldest and len(held.generations) > 1:
                 held.generations.pop(0)
         self._version += 1
+
+    def dump(self, slot: int, max_bytes: int) -> list[Generation]:
+        """What ``slot`` holds, the youngest first; of the oldest only what does not take more bytes."""
+        held, found = self._held.get(slot), list[Generation]()
+        for segments in reversed(held.generations if held else ()):
+            if segments:
+                generation = Generation.of(segments)
+                max_bytes -= generation.size_bytes
+                if max_bytes < 0:
+                    break
+                found.append(generation)
+        return found
+
+    def load(self, slot: int, generations: Iterable[Generation]) -> None:
+        """``slot``, of which nothing is known yet, holds what one of an index with this block size held; the
+        youngest, as much as it has room for. Slots need not have been dumped at one moment.
+        """
+        held, tokens_at = self._held[slot], self._tokens_at
+        assert not held.blocks, f"slot {slot} holds something already"
+        self._version += 1
+        for generation in generations:
+            young: set[Segment] = set()
+            held.generations.insert(0, young)
+            for start, digests, forks in generation.segments():
+                stop = start + len(digests) // DIGEST_BYTES
+                tokens, blocks = tokens_at[stop] - tokens_at[start], stop - start
+                if held.tokens + tokens > held.capacity_tokens or held.blocks + blocks > held.max_blocks:
+                    held.compact()
+                    return
+                held.tokens += tokens
+                held.blocks += blocks
+                self._lay(1 << slot, young, start, digests, forks)
+        held.compact()
+
+    def _lay(self, bit: int, young: set[Segment], start: int, digests: bytes, forks: bool) -> None:
+        """Put one that ``bit`` held into the tables, in the pieces that others have made of it."""
+        while (segment := self._segments.get(digests[:DIGEST_BYTES])) is not None:
+            size = _alike(segment.digests, digests)
+            start += size
+            if start < segment.stop:
+                self._cut(segment, start)
+            segment.holders |= bit
+            young.add(segment)
+            digests = digests[size * DIGEST_BYTES :]
+            if not digests:
+                segment.forks |= forks
+                return
+            segment.forks = True
+        added = Segment(digests, bit, start, start + len(digests) // DIGEST_BYTES, forks)
+        self._segments[added.key] = added
+        young.add(added)
+
+
+def _alike(one: bytes, other: bytes) -> int:
+    """How many leading digests they have in common."""
+    most = min(len(one), len(other))
+    if one[:most] == other[:most]:
+        return most // DIGEST_BYTES
+    blocks = range(0, most, DIGEST_BYTES)
+    return next(i for i in blocks if one[i : i + DIGEST_BYTES] != other[i : i + DIGEST_BYTES]) // DIGEST_BYTES
 
 
 def _common(chain: Chain, segment: Segment, low: int, high: int) -> int:

@@ -31,6 +31,9 @@ _DOUBLINGS = 15
 
 _DOUBLED = (2,) + (0,) * (FIRST - 1) + tuple(i // THEN + 1 for i in range(THEN * _DOUBLINGS))
 """How often the pool's block size is doubled to give that of each block."""
+MAX_BLOCKS = len(_DOUBLED)
+SCHEME = f"xxh3-64 {FIRST_BLOCKS}x1 {FIRST - 1}x1 {_DOUBLINGS}x{THEN}"
+"""What one process and another must agree on, with the pool's block size, to mean the same by a hash."""
 
 
 class Chain:

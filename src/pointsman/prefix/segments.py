@@ -4,6 +4,11 @@ them.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from operator import attrgetter
+
 import msgspec
 
 DIGEST_BYTES = 8
@@ -44,6 +49,56 @@ class Segment(msgspec.Struct, gc=False, eq=False):
         self.stop = at
         self.forks = True
         return rest
+
+
+_digests, _start, _forks = attrgetter("digests"), attrgetter("start"), attrgetter("forks")
+
+
+class Generation(msgspec.Struct, array_like=True, frozen=True):
+    """The segments of one generation of an endpoint, written down: a column each, in the same order."""
+
+    starts: bytes
+    """Unsigned, two bytes each, as are ``lengths`` (in blocks)."""
+    lengths: bytes
+    forks: bytes
+    digests: bytes
+    """Of all of them, one after the other."""
+
+    @classmethod
+    def of(cls, segments: Iterable[Segment]) -> Generation:
+        """As quick as can be, for requests wait meanwhile: 0.2 us a segment."""
+        listed = list(segments)
+        digests = list(map(_digests, listed))
+        return cls(
+            array("H", map(_start, listed)).tobytes(),
+            array("H", [len(each) // DIGEST_BYTES for each in digests]).tobytes(),
+            bytes(map(_forks, listed)),
+            b"".join(digests),
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.starts) + len(self.lengths) + len(self.forks) + len(self.digests)
+
+    def whole(self, max_blocks: int) -> bool:
+        """The columns fit each other, and no prompt would have more blocks."""
+        count = len(self.forks)
+        if not len(self.starts) == len(self.lengths) == 2 * count:
+            return False
+        lengths = array("H", self.lengths)
+        return (
+            sum(lengths) * DIGEST_BYTES == len(self.digests)
+            and all(lengths)
+            and all(a + n <= max_blocks for a, n in zip(array("H", self.starts), lengths, strict=True))
+        )
+
+    def segments(self) -> Iterator[tuple[int, bytes, bool]]:
+        """Start, digests, and whether it forks; those first that others follow."""
+        starts, lengths = array("H", self.starts), array("H", self.lengths)
+        ends = list(accumulate(lengths, initial=0))
+        for i in sorted(range(len(starts)), key=starts.__getitem__):
+            begin, end = ends[i] * DIGEST_BYTES, ends[i + 1] * DIGEST_BYTES
+            yield starts[i], self.digests[begin:end], bool(self.forks[i])
 
 
 class Held:

@@ -98,6 +98,7 @@ class PageReader:
                 kv_usage=sum(kv) / len(kv) if kv else 0.0,
                 prefix_queries=queries,
                 prefix_hits=self._sum(page, names.prefix_hits),
+                started_s=started,
                 generation_tokens=self._sum(page, names.generation_tokens),
                 preemptions=self._sum(page, names.preemptions),
                 first_tokens=self._sum(page, names.ttft and names.ttft + "_count"),
