@@ -24,8 +24,6 @@ NEAR = 1.005
 """Costs that differ by less are the same: the choice between them is spread."""
 SAME_LENGTH = 0.03
 """Answers whose expected lengths differ by less are as long as is usual."""
-SECOND_HOME = 0.95
-"""Of what the first home costs, the second has to cost less: each copy of a prefix is a prefill."""
 HOME_SHARE = 0.5
 """Who holds so much of what the best holder has is a home of the prefix."""
 PRICE = "price"
@@ -166,8 +164,8 @@ class LeastCost(Plugin):
         return best
 
     def _agreed(self, cycle: Cycle, look: Look, slots: list[int], total: list[float]) -> int:
-        """The first of the two homes that other routers find, too, unless the second costs clearly less. Both
-        have the prefix soon, so that is not counted, and the choice between them levels the load.
+        """One of the two homes that other routers find, too. Both have the prefix soon, so that is not
+        counted: the choice between them levels the load.
         """
         capacity = self._costs.capacity
         place = {slot: i for i, slot in enumerate(slots) if total[i] < inf}
@@ -185,9 +183,7 @@ class LeastCost(Plugin):
             slot = slots[i]
             return total[i] - (prompt - match.tokens(slot)) * rows[slot][1]
 
-        first, *others = [place[look.slots[i]] for i in found]
-        enough = SECOND_HOME * if_cached(first)
-        return next((i for i in others if if_cached(i) < enough), first)
+        return min([place[look.slots[i]] for i in found], key=if_cached)
 
     def _turn_away(
         self, cycle: Cycle, slots: list[int], total: list[float], cached: Mapping[int, int], length: float
