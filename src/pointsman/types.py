@@ -34,6 +34,15 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
     tokens: int
 
 
+class Tokenized(msgspec.Struct, frozen=True, gc=False):
+    """One prompt as engines see it."""
+
+    ids: bytes
+    """Token ids, four bytes each, little-endian."""
+    media: tuple[tuple[str, int, int], ...] = ()
+    """Images and the like: content hash as the engine names it, first token of the placeholder, its tokens."""
+
+
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request parsed once. ``body`` is forwarded as it came; everything else was read from it or from the
     head.
@@ -51,6 +60,10 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What must be equal before any block can be: cache_salt, tools, instructions. Seeds the hash chain
     with the model.
     """
+    tokenized: tuple[Tokenized, ...] = ()
+    """The prompts as token ids, in their order; empty where nobody needs them or they are not known."""
+    cache_salt: str = ""
+    """Only requests with the same salt share KV blocks."""
     prompt_tokens: int = 0
     max_tokens: int | None = None
     n: int = 1

@@ -1,0 +1,1 @@
+"""Black-box tests for any endpoint picker that speaks ext_proc."""

@@ -1,0 +1,1 @@
+"""Pointsman behind Envoy: the endpoint picker over ext_proc, and what it stands on."""
