@@ -40,7 +40,7 @@ class Tokenized(msgspec.Struct, frozen=True, gc=False):
     ids: bytes
     """Token ids, four bytes each, little-endian."""
     media: tuple[tuple[str, int, int], ...] = ()
-    """Images and the like: content hash as the engine names it, first token of the placeholder, its tokens."""
+    """Images and the like: content hash as the engine names it, first token of its placeholder, tokens."""
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
