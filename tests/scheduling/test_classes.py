@@ -13,7 +13,7 @@ from pointsman.config import RequestClass as ClassSettings
 from pointsman.config import Scheduling, load
 from pointsman.errors import SettingsError
 from pointsman.prefix.approximate import PrefixIndex
-from pointsman.proxy.application import policy_of
+from pointsman.proxy.core import policy_of
 from pointsman.scheduling.classes import Aim, Aims, RequestClass, parameters
 from pointsman.scheduling.cycle import Services
 from pointsman.scheduling.pickers.least_cost import LeastCost

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from pointsman.config import load
 from pointsman.errors import SettingsError
-from pointsman.proxy.application import policy_of
+from pointsman.proxy.core import policy_of
 from pointsman.registry import build
 from pointsman.router import Flight
 from pointsman.scheduling.presets import DEFAULT, PRESETS, build_scheduler, load_policy

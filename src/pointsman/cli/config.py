@@ -48,4 +48,4 @@ def check(settings: Settings) -> int:
     application = Application(settings)
     if settings.server.tls_cert:
         server_tls(settings.server.tls_cert, settings.server.tls_key)
-    return application.discovery.check()
+    return application.core.discovery.check()

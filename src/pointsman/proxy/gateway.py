@@ -72,6 +72,10 @@ class Gateway:
         if left := self._unfinished():
             log.warning("stopping with %d requests unfinished", left)
 
+    def settle(self) -> None:
+        """Tell the router of everything that is over, now."""
+        self.plane.settle()
+
     def close(self) -> None:
         """Cut whatever is left."""
         if self._server:

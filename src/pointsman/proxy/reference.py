@@ -24,7 +24,7 @@ def page() -> str:
     """The whole reference page."""
     application = Application(load(endpoints=["http://127.0.0.1:1"]))
     lines = [HEAD]
-    for family in application.telemetry.collect():
+    for family in application.core.telemetry.collect():
         name = family.name + ("_total" if family.type == "counter" else "")
         names: Sequence[str] = family._labelnames  # type: ignore[attr-defined]  # it has no public name
         labels = " ".join(f"`{label}`" for label in names)

@@ -1,0 +1,180 @@
+"""What every shell stands on: pool, prefix index, policy, router, and all that keeps them up to date or tells
+of them.
+
+A shell brings a front, which takes requests in: the gateway's data port, the picker's gRPC port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Protocol, TextIO
+
+from pointsman.config import Settings, read_text
+from pointsman.endpoints.discovery.watch import Discovery
+from pointsman.endpoints.metrics.scraper import Scraper
+from pointsman.endpoints.pool import Pool
+from pointsman.errors import ModelNotFound, NoEndpoints, SettingsError
+from pointsman.observability.access_log import AccessLog
+from pointsman.observability.decisions import DecisionRing
+from pointsman.observability.telemetry import Telemetry
+from pointsman.predictor.speed import SAMPLE_S
+from pointsman.prefix.approximate import PrefixIndex
+from pointsman.prefix.follow import follow
+from pointsman.proxy.admin import Admin
+from pointsman.proxy.data_layer import discovery_settings, metrics_settings, page_source
+from pointsman.proxy.gauges import PoolGauges
+from pointsman.proxy.learned_file import LearnedFile
+from pointsman.proxy.tracing import Tracing
+from pointsman.router import Observer, Router
+from pointsman.scheduling.classes import parameters
+from pointsman.scheduling.cycle import Services
+from pointsman.scheduling.picker_config import LoadedConfig
+from pointsman.scheduling.presets import build_scheduler, load_policy
+from pointsman.types import Clock, Endpoint
+
+
+class Front(Protocol):
+    """Takes requests in and has the router decide on them."""
+
+    draining: bool
+
+    async def start(self) -> int:
+        """Listen; returns the port."""
+
+    async def run(self) -> None:
+        """What is to be done besides answering, until cancelled."""
+
+    async def drain(self) -> None:
+        """Take nothing new and let what runs end, within its time."""
+
+    def settle(self) -> None:
+        """Tell the router of everything that is over, now."""
+
+    def close(self) -> None:
+        """Cut whatever is left."""
+
+
+def policy_of(settings: Settings) -> LoadedConfig:
+    """The preset, or the picker configuration, that the settings name."""
+    scheduling = settings.scheduling
+    where = scheduling.picker_config
+    return load_policy(
+        scheduling.preset,
+        picker_config=read_text(Path(where)) if where else None,
+        parameters=parameters(scheduling),
+        session_headers=scheduling.session_headers,
+        session_cookies=scheduling.session_cookies,
+    )
+
+
+class Core:
+    """Every shared part, built once and handed to those who need it. ``running`` is its whole life."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock = time.monotonic,
+        out: TextIO | None = None,
+        wall: Clock = time.time,
+        *,
+        sees_responses: bool = True,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.pool = Pool(clock, settings.breaker, settings.running_costs)
+        self.index = PrefixIndex(
+            max_bytes=settings.prefix.max_bytes, max_prefix_tokens=settings.prefix.max_prefix_tokens
+        )
+        follow(self.index, self.pool, fixed_block_tokens=settings.prefix.block_tokens)
+        services = Services(self.index, clock, random.Random(settings.scheduling.seed))
+        policy = policy_of(settings)
+        self.scheduler = scheduler = build_scheduler(policy, services)
+        learned = settings.learned
+        self.learned_file = LearnedFile(learned, self.pool, scheduler, wall) if learned.path else None
+        self.telemetry = Telemetry(PoolGauges(self.pool, self.index, clock))
+        self.pool.listen(self._on_pool)
+        self.decisions = DecisionRing(settings.decisions.keep)
+        self.access_log = AccessLog(out or sys.stdout)
+        observers: list[Observer] = [self.telemetry, self.decisions]
+        if settings.log.requests:
+            observers.append(self.access_log)
+        self.tracing = Tracing(settings, self.pool, scheduler, clock) if settings.trace.path else None
+        if self.tracing:
+            observers.append(self.tracing.observer)
+        self.router = Router(self.pool, scheduler, observers, policy.parsers, sees_responses=sees_responses)
+        metrics = metrics_settings(policy, settings.metrics)
+        self.scraper = Scraper(self.pool, metrics, clock, page_source(policy))
+        discovery = discovery_settings(policy, settings.discovery)
+        if not settings.endpoints and not discovery.file:
+            raise SettingsError("endpoints: name at least one, as in `pointsman serve http://10.0.0.7:8000`")
+        self.discovery = Discovery(self.pool, discovery, settings.endpoints)
+        self.port = 0
+        self.admin_port = 0
+
+    @asynccontextmanager
+    async def running(self, front: Front) -> AsyncIterator[None]:
+        """Learn the endpoints, listen, serve until the block ends, then drain."""
+        admin = Admin(
+            self.settings,
+            self.pool,
+            self.clock,
+            self.telemetry,
+            self.decisions,
+            front.settle,
+            lambda: self.pool.ready and not front.draining,
+            lambda member: self.scraper.learn([member]),
+            self.scheduler.learned,
+        )
+        await self.discovery.start()
+        await self.scraper.learn(self.pool.members.values())
+        if self.learned_file:
+            await self.learned_file.load()
+        if self.tracing:
+            self.tracing.open()
+        self.port = await front.start()
+        self.admin_port = await admin.start()
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(part)
+                for part in (
+                    self.scraper.run(),
+                    self.discovery.run(),
+                    front.run(),
+                    self.access_log.run(),
+                    self._watch(),
+                    *((self.tracing.run(),) if self.tracing else ()),
+                    *((self.learned_file.run(),) if self.learned_file else ()),
+                )
+            ]
+            try:
+                yield
+                await front.drain()
+                front.settle()
+                if self.learned_file:
+                    await self.learned_file.save()
+            finally:
+                front.close()
+                for task in running:
+                    task.cancel()
+                admin.close()
+
+    async def _watch(self) -> None:
+        """Let the policy learn from metrics while it decides little, until cancelled."""
+        while True:
+            await asyncio.sleep(SAMPLE_S)
+            models = {min(m.endpoint.models or ("",)) for m in self.pool.members.values()}
+            for model in models:
+                with suppress(ModelNotFound, NoEndpoints):
+                    endpoints = self.pool.candidates(model)
+                    if any(e.load.requests or e.metrics.running for e in endpoints):
+                        self.scheduler.watch(endpoints)
+
+    def _on_pool(self, event: str, endpoint: Endpoint) -> None:
+        if event == "left":
+            self.telemetry.forget(endpoint.name)
