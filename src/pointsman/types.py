@@ -42,6 +42,11 @@ class Tokenized(msgspec.Struct, frozen=True, gc=False):
     media: tuple[tuple[str, int, int], ...] = ()
     """Images and the like: content hash as the engine names it, first token of its placeholder, tokens."""
 
+    @property
+    def count(self) -> int:
+        """How many tokens it has."""
+        return len(self.ids) // 4
+
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request parsed once. ``body`` is forwarded as it came; everything else was read from it or from the

@@ -11,7 +11,7 @@ from msgspec import Raw
 from pointsman.api import media, replies
 from pointsman.api.body import Body, Count, Facts, json_parser
 from pointsman.api.format import Format, register
-from pointsman.api.prompts import ABSENT, opened, prompt, root
+from pointsman.api.prompts import ABSENT, opened, prompt, root, text
 from pointsman.api.usage import anthropic_usage
 
 
@@ -28,13 +28,14 @@ def _messages(body: _Messages, headers: Mapping[str, str]) -> Facts:
     """The system prompt, then the messages: a changed last line of the system prompt must not hide what
     precedes.
     """
-    text = bytes(body.messages)
-    if text[:1] != b"[":
+    written = bytes(body.messages)
+    if written[:1] != b"[":
         return Facts(max_tokens=body.max_tokens)
-    text, found = media.condense(text, headers)
-    one = prompt(opened(memoryview(_unmarked(_system(body.system) + text))))
+    written, found = media.condense(written, headers)
+    one = prompt(opened(memoryview(_unmarked(_system(body.system) + written))))
     before = root(body.tools, body.cache_salt, body.chat_template_kwargs)
-    return Facts((one,), one.tokens, before, body.max_tokens, media=found)
+    salt = text(body.cache_salt)
+    return Facts((one,), one.tokens, before, body.max_tokens, media=found, cache_salt=salt)
 
 
 _BILLING = b'"x-anthropic-billing-header'

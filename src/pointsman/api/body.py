@@ -19,7 +19,7 @@ from pointsman.api.cutting import MARK, Cut, cut, uncut
 from pointsman.api.format import Parse, passthrough
 from pointsman.api.prompts import ABSENT
 from pointsman.errors import BadRequest
-from pointsman.types import InferenceRequest, Prompt
+from pointsman.types import InferenceRequest, Prompt, Tokenized
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 """A number of tokens or choices. Beyond this it is nonsense, and counts as not given."""
@@ -42,6 +42,10 @@ class Facts(msgspec.Struct, gc=False):
     n: int = 1
     media: tuple[tuple[str, int], ...] = ()
     state_id: str = ""
+    cache_salt: str = ""
+    tokenized: tuple[Tokenized, ...] = ()
+    ours: str = ""
+    """A field that is meant for us and must not be forwarded."""
 
 
 B = TypeVar("B", bound=Body)
@@ -67,11 +71,13 @@ def json_parser(
             id=request_id,
             path=path,
             format=name,
-            body=body,
+            body=_without(facts.ours, body) if facts.ours else body,
             model=fields.model or "",
             stream=fields.stream is True,
             prompts=facts.prompts,
             root=facts.root,
+            tokenized=facts.tokenized,
+            cache_salt=facts.cache_salt,
             prompt_tokens=facts.prompt_tokens,
             max_tokens=facts.max_tokens,
             n=facts.n,
@@ -81,6 +87,18 @@ def json_parser(
         )
 
     return parse
+
+
+_fields = msgspec.json.Decoder(dict[str, Raw]).decode
+
+
+def _without(name: str, body: bytes) -> bytes:
+    try:
+        fields = _fields(body.removeprefix(_BOM))
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise _broken(body, exc) from exc
+    del fields[name]
+    return msgspec.json.encode(fields)
 
 
 def compressed(headers: Mapping[str, str]) -> bool:

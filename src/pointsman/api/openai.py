@@ -9,7 +9,8 @@ from msgspec import Raw
 from pointsman.api import media
 from pointsman.api.body import Body, Count, Facts, json_parser
 from pointsman.api.format import Format, register
-from pointsman.api.prompts import ABSENT, opened, prompt, prompts, root, tokens
+from pointsman.api.prompts import ABSENT, opened, prompt, prompts, root, text, tokens
+from pointsman.api.token_ids import rendered
 from pointsman.types import Prompt
 
 
@@ -31,6 +32,8 @@ class _Chat(Body):
     chat_template_kwargs: Raw = ABSENT
     documents: Raw = ABSENT
     reasoning_effort: Raw = ABSENT
+    tokens: Raw = ABSENT
+    """llm-d's: the conversation as token ids, for the router."""
 
 
 class _Input(Body):
@@ -48,18 +51,19 @@ class _Image(Body):
 
 def chat_prompt(messages: Raw, headers: Mapping[str, str]) -> tuple[tuple[Prompt, ...], media.Media]:
     """A conversation as one prompt, its media replaced by their hashes."""
-    text = bytes(messages)
-    if text[:1] != b"[":
+    written = bytes(messages)
+    if written[:1] != b"[":
         return (), ()
-    if not media.possible(text):
-        return (prompt(opened(text)),), ()
-    condensed, found = media.condense(text, headers)
-    return (prompt(opened(condensed if found else text)),), found
+    if not media.possible(written):
+        return (prompt(opened(written)),), ()
+    condensed, found = media.condense(written, headers)
+    return (prompt(opened(condensed if found else written)),), found
 
 
 def _completion(body: _Completion, headers: Mapping[str, str]) -> Facts:
     batch = prompts(body.prompt)
-    return Facts(batch, tokens(batch), root(body.cache_salt), body.max_tokens, body.n or 1)
+    salt = text(body.cache_salt)
+    return Facts(batch, tokens(batch), root(body.cache_salt), body.max_tokens, body.n or 1, cache_salt=salt)
 
 
 def _chat(body: _Chat, headers: Mapping[str, str]) -> Facts:
@@ -73,13 +77,18 @@ def _chat(body: _Chat, headers: Mapping[str, str]) -> Facts:
         body.reasoning_effort,
     )
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    return Facts(batch, tokens(batch), before, limit, body.n or 1, found)
+    facts = Facts(batch, tokens(batch), before, limit, body.n or 1, found, cache_salt=text(body.cache_salt))
+    if body.tokens is not ABSENT:
+        facts.ours, facts.tokenized = "tokens", rendered(body.tokens)
+        if facts.tokenized:
+            facts.prompt_tokens = facts.tokenized[0].count
+    return facts
 
 
 def _input(body: _Input, headers: Mapping[str, str]) -> Facts:
     batch, found = chat_prompt(body.messages, headers)
     batch = batch or prompts(body.input)
-    return Facts(batch, tokens(batch), root(body.cache_salt), media=found)
+    return Facts(batch, tokens(batch), root(body.cache_salt), media=found, cache_salt=text(body.cache_salt))
 
 
 def _image(body: _Image, headers: Mapping[str, str]) -> Facts:

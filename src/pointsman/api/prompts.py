@@ -17,6 +17,7 @@ from pointsman.types import BYTES_PER_TOKEN, Prompt
 ABSENT = Raw(b"")
 """A ``Raw`` field that was not given."""
 
+_string = msgspec.json.Decoder(str).decode
 _elements = msgspec.json.Decoder(list[Raw]).decode
 
 _QUOTE, _OPEN, _CLOSE = b'"[]'
@@ -68,6 +69,14 @@ def opened(text: bytes | memoryview) -> memoryview:
 def tokens(batch: Sequence[Prompt]) -> int:
     """Prompt tokens of a batch in all."""
     return batch[0].tokens if len(batch) == 1 else sum(one.tokens for one in batch)
+
+
+def text(raw: Raw) -> str:
+    """What a string says; empty for anything else."""
+    try:
+        return _string(raw) if raw is not ABSENT else ""
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
 
 
 def root(*parts: Raw) -> bytes:

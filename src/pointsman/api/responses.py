@@ -12,7 +12,7 @@ from pointsman.api import replies
 from pointsman.api.body import Body, Count, Facts, compressed, json_parser, reader
 from pointsman.api.format import Format, passthrough, register
 from pointsman.api.openai import chat_prompt
-from pointsman.api.prompts import ABSENT, prompt, prompts, root, tokens
+from pointsman.api.prompts import ABSENT, prompt, prompts, root, text, tokens
 from pointsman.types import InferenceRequest
 
 
@@ -49,7 +49,15 @@ def _response(body: _Response, headers: Mapping[str, str]) -> Facts:
     before = root(
         body.cache_salt, body.tools, body.prompt, body.reasoning, Raw(state.encode()) if state else ABSENT
     )
-    return Facts(batch, tokens(batch), before, body.max_output_tokens, media=found, state_id=state)
+    return Facts(
+        batch,
+        tokens(batch),
+        before,
+        body.max_output_tokens,
+        media=found,
+        state_id=state,
+        cache_salt=text(body.cache_salt),
+    )
 
 
 class _Stored(Body):

@@ -9,7 +9,7 @@ from msgspec import Raw
 
 from pointsman.api.body import Body, Count, Facts, json_parser
 from pointsman.api.format import Format, register
-from pointsman.api.prompts import ABSENT, prompts, root, tokens
+from pointsman.api.prompts import ABSENT, prompts, root, text, tokens
 
 
 class _Sampling(msgspec.Struct, gc=False):
@@ -33,7 +33,8 @@ def _generate(body: _Generate, headers: Mapping[str, str]) -> Facts:
     batch = prompts(body.token_ids)[:1]
     sampling = body.sampling_params or _Sampling()
     before = root(body.cache_salt, body.features.mm_hashes if body.features else ABSENT)
-    return Facts(batch, tokens(batch), before, sampling.max_tokens, sampling.n or 1)
+    salt = text(body.cache_salt)
+    return Facts(batch, tokens(batch), before, sampling.max_tokens, sampling.n or 1, cache_salt=salt)
 
 
 def _nothing(body: Body, headers: Mapping[str, str]) -> Facts:
