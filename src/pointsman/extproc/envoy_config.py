@@ -12,15 +12,17 @@ from typing import TypeAlias
 import msgspec
 import yaml
 
-from pointsman.config import Envoy, Server, Settings, Upstream
-from pointsman.extproc.envoy_clusters import CONTROL as CONTROL
-from pointsman.extproc.envoy_clusters import ENDPOINTS, PICKER, Tree, address, any_, clusters
+from pointsman.config import Envoy, Server, Settings
+from pointsman.extproc.envoy_clusters import CONTROL, ENDPOINTS, PICKER, Tree, address, any_, clusters
+from pointsman.extproc.envoy_routes import routes
 
 Trees: TypeAlias = Sequence[Tree]
 
 DESTINATION = "x-gateway-destination-endpoint"
 FLIGHT = "x-pointsman-flight"
 """Names a request of the fast lane to the picker when Envoy's access log tells how it ended."""
+DECIDE = "/decide"
+"""Before the path of a request that the fast lane asks about."""
 AUTHZ = "envoy.filters.http.ext_authz"
 EXT_PROC = "envoy.filters.http.ext_proc"
 
@@ -193,6 +195,7 @@ def _manager(settings: Settings) -> Tree:
         server_header_transformation="PASS_THROUGH",
         use_remote_address=True,  # X-Forwarded-For tells of the client
         normalize_path=True,
+        path_with_escaped_slashes_action="REJECT_REQUEST",
         generate_request_id=True,
         preserve_external_request_id=True,
         always_set_request_id_in_response=True,
@@ -214,8 +217,9 @@ def _manager(settings: Settings) -> Tree:
                 any_("http.early_header_mutation.header_mutation.v3.HeaderMutation", mutations=strip),
             )
         ],
-        route_config=_routes(settings),
+        route_config=routes(settings),
         http_filters=[
+            *_health(),
             *((_authz(settings),) if settings.envoy.fast_lane else (_buffer(server), _ext_proc(settings))),
             _filter(
                 "envoy.filters.http.router",
@@ -231,42 +235,20 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.3f}s"
 
 
-def _routes(settings: Settings) -> Tree:
-    upstream = settings.upstream
-    route: Tree = {
-        "cluster": ENDPOINTS,
-        "timeout": "0s",  # an answer may stream for as long as it comes
-        "idle_timeout": _seconds(max(upstream.first_byte_timeout_s, upstream.between_bytes_timeout_s)),
-        "auto_host_rewrite": True,
-        "retry_policy": _retries(upstream),
-    }
-    return {
-        "name": "all",
-        "virtual_hosts": [
-            {
-                "name": "all",
-                "domains": ["*"],
-                # Retries keep the body; where they may not, Envoy answers 507.
-                "request_body_buffer_limit": settings.server.body_bytes,
-                "routes": [{"match": {"prefix": "/"}, "route": route}],
-            }
-        ],
-    }
-
-
-def _retries(upstream: Upstream) -> Tree:
-    """Another endpoint: the picker's next choice if it gave several, else the least loaded one."""
-    when = ["connect-failure", "refused-stream", "reset-before-request"]
-    if upstream.retry_statuses:
-        when.append("retriable-status-codes")
-    other = any_("retry.host.previous_hosts.v3.PreviousHostsPredicate")
-    return {
-        "retry_on": ",".join(when),
-        "num_retries": upstream.tries - 1,
-        "retriable_status_codes": list(upstream.retry_statuses),
-        "retry_host_predicate": [_filter("envoy.retry_host_predicates.previous_hosts", other)],
-        "host_selection_retry_max_attempts": 5,
-    }
+def _health() -> Trees:
+    """/health and /ping, as `serve` answers them: 200 while an endpoint can take requests."""
+    return [
+        _filter(
+            "envoy.filters.http.health_check",
+            any_(
+                "filters.http.health_check.v3.HealthCheck",
+                pass_through_mode=False,
+                cluster_min_healthy_percentages={ENDPOINTS: {"value": 1}},
+                headers=[{"name": ":path", "string_match": {"exact": path}}],
+            ),
+        )
+        for path in ("/health", "/ping")
+    ]
 
 
 def _buffer(server: Server) -> Tree:
@@ -317,6 +299,7 @@ def _authz(settings: Settings) -> Tree:
                 "cluster": PICKER,
                 "timeout": _seconds(settings.envoy.decision_timeout_s),
             },
+            "path_prefix": DECIDE,
             "authorization_response": answer,
         },
         failure_mode_allow=settings.envoy.picker_down == "open",
