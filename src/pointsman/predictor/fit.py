@@ -18,6 +18,10 @@ PRIOR: Coefficients = (0.010, 30e-6, 80e-9, 1 / 12_000)
 order of magnitude matters, and only for the first few requests.
 """
 HALF_LIFE_S = 300.0
+DOUBT_HALF_LIFE_S = 3.0
+"""In which samples come to count half: in general, and when all endpoints of a kind disagree with them."""
+DOUBTED_S = 10.0
+"""Doubt leaves the fit at least so many seconds of samples."""
 TYPICAL_S = 0.02
 """A step that counts for what its sample took."""
 MAX_TIMES = 3.0
@@ -63,9 +67,10 @@ class StepFit:
             rounded(self.weight_s),
         )
 
-    def age(self, now_s: float) -> None:
-        """Let what was added before count for less."""
-        kept = 0.5 ** ((now_s - self._at_s) / HALF_LIFE_S)
+    def age(self, now_s: float, doubted: bool = False) -> None:
+        """Let what was added before count for less; for much less when it is ``doubted``."""
+        half_life_s = DOUBT_HALF_LIFE_S if doubted and self.weight_s > DOUBTED_S else HALF_LIFE_S
+        kept = 0.5 ** ((now_s - self._at_s) / half_life_s)
         self._at_s = now_s
         self.weight_s *= kept
         for i in _SIZE:

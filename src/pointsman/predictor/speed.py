@@ -51,6 +51,8 @@ MAX_FACTOR = 5.0
 STEPS_BEFORE_PREFILL = 1.5
 """A request waits for half of the step under way on average, and its own first token takes one."""
 SETTLED_S = 150.0
+DOUBT = 0.15
+"""A kind's endpoints are off what is known of it by so much on average (logarithm): it is no longer true."""
 DEFAULT_BYTES_PER_TOKEN = 220.0
 """A chunk of an OpenAI stream carries about so much for each token."""
 
@@ -341,7 +343,7 @@ class Speeds:
             pool = self._pool = StepFit(now_s)
         pool.age(now_s)
         for kind in self._kinds:
-            kind.fit.age(now_s)
+            kind.fit.age(now_s, doubted=abs(kind.factor) > DOUBT)
         for endpoint, context in zip(endpoints, contexts, strict=True):
             speed = self._known(endpoint, now_s)
             prefill_s, prefill_tokens = speed.first_tokens(endpoint, context)
