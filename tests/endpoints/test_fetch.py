@@ -176,3 +176,32 @@ async def test_tls_is_checked_unless_told_otherwise(certificate: tuple[Path, ssl
         assert await get(target_of(upstream, tls_ca=str(pem))) == (200, b"safe")
         assert await get(target_of(upstream, tls_verify=False)) == (200, b"safe")
         assert await get(target_of(upstream)) == (0, b"broken")
+
+
+async def test_a_question_is_sent_with_its_body_and_the_endpoints_credentials() -> None:
+    async with FakeUpstream([reply(b"{}")]) as upstream:
+        answers: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
+        target = target_of(upstream, api_key="secret")
+        fetcher = Fetcher(target, target.url, "/", TIMEOUT_S, lambda *answer: answers.put_nowait(answer))
+        for number in range(2):
+            fetcher.post("/tokenize", b'{"prompt": "%d"}' % number)
+            assert await answers.get() == (200, b"{}")
+        fetcher.close()
+        assert upstream.connections == 1
+        assert [request.body for request in upstream.requests] == [b'{"prompt": "0"}', b'{"prompt": "1"}']
+        for request in upstream.requests:
+            assert (request.method, request.target) == ("POST", "/tokenize")
+            assert request.headers["authorization"] == "Bearer secret"
+            assert request.headers["content-type"] == "application/json"
+
+
+async def test_a_question_on_a_connection_that_the_server_closed_is_asked_again() -> None:
+    async with FakeUpstream([reply(b"{}"), End.CLOSE]) as upstream:
+        answers: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
+        target = target_of(upstream)
+        fetcher = Fetcher(target, target.url, "/", TIMEOUT_S, lambda *answer: answers.put_nowait(answer))
+        for _ in range(2):
+            fetcher.post("/tokenize", b"{}")
+            assert await answers.get() == (200, b"{}")
+        fetcher.close()
+        assert upstream.connections == 2

@@ -1,5 +1,5 @@
-"""GET from an endpoint over one kept connection: metrics pages twenty times a second, and the odd
-/v1/models.
+"""Asking an endpoint over one kept connection: metrics pages twenty times a second, the odd /v1/models, and
+what a prompt's tokens are.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 
 
 class Fetcher(asyncio.Protocol):
-    """One GET at a time of one URL. Reconnects when the server has closed the connection in between.
+    """One GET at a time of one URL, or POSTs to its server. Reconnects when that has closed the connection in
+    between.
 
     ``access`` (TLS, credentials) is the target's own unless given.
     """
@@ -42,7 +43,8 @@ class Fetcher(asyncio.Protocol):
         access = access or target.settings
         lines = {b"host": url.authority.encode(), b"accept": b"*/*", **request_headers(access)}
         head = b"".join(b"%s: %s\r\n" % pair for pair in lines.items())
-        self._request = b"GET " + path.encode() + b" HTTP/1.1\r\n" + head + b"\r\n"
+        self._head = head
+        self._get = self._request = b"GET " + path.encode() + b" HTTP/1.1\r\n" + head + b"\r\n"
         self._host = target.connect_host if url.host == target.url.host else url.host
         self._url = url
         self._ssl: ssl.SSLContext | None = ssl_context(access) if url.tls else None
@@ -59,7 +61,16 @@ class Fetcher(asyncio.Protocol):
 
     def get(self) -> None:
         """Start a GET; ``on_answer`` is called once. Must not be busy."""
+        self._start(self._get)
+
+    def post(self, path: str, body: bytes) -> None:
+        """The same for a POST of JSON that may be sent twice: only asks, changes nothing."""
+        length = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+        self._start(b"".join((b"POST ", path.encode(), b" HTTP/1.1\r\n", self._head, length, body)))
+
+    def _start(self, request: bytes) -> None:
         assert not self.busy
+        self._request = request
         self.busy = True
         self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._end, 0, b"timeout")
         if self._transport is None:
