@@ -1,1 +1,4 @@
-"""Token ids of prompts: as given, from an engine, or by the model's own tokenizer."""
+"""Token ids of prompts: as given, by the model's own tokenizer, or from an engine.
+
+What comes out equals what the engine computes, or nothing comes out: a wrong id hides every block behind it.
+"""
