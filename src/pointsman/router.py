@@ -16,10 +16,13 @@ from pointsman.endpoints.pool import Pool
 from pointsman.errors import BadRequest, ModelNotFound, NoEndpoints, PreconditionFailed, Saturated
 from pointsman.predictor.token_bytes import TokenBytes
 from pointsman.scheduling.scheduler import Scheduler
-from pointsman.types import Decision, InferenceRequest, Load, Outcome, UnderWay
+from pointsman.types import Decision, Endpoint, InferenceRequest, Load, Outcome, UnderWay
 
 Observer = Callable[[InferenceRequest, Decision | None, Outcome], None]
 """Told of every request's end, also of those refused before a decision."""
+
+Eligible = Callable[[Endpoint], bool]
+"""Whether a request may go to an endpoint at all."""
 
 MAX_STATES = 100_000
 """Responses, conversations and files whose holder is remembered; the least recently used are forgotten."""
@@ -104,9 +107,13 @@ class Router:
         parsers: Collection[str] | None = None,
         *,
         sees_responses: bool = True,
+        knows_models: bool = True,
     ) -> None:
-        """Without ``sees_responses`` a request's first output is known from the engine's counters alone."""
+        """Without ``sees_responses`` a request's first output is known from the engine's counters alone.
+        Without ``knows_models`` one for a model that no endpoint lists goes to any of them.
+        """
         self.pool = pool
+        self._knows_models = knows_models
         self._scheduler = scheduler
         self._sees_responses = sees_responses
         self._parsers = parsers
@@ -125,9 +132,11 @@ class Router:
             raise BadRequest(f"No configured parser reads requests for {path}.")
         return api.PASSTHROUGH
 
-    def open(self, request: InferenceRequest) -> Flight:
-        """Admit and schedule. Raises what the client is to be told when it cannot be served."""
-        endpoints = self.pool.candidates(request.model)
+    def open(self, request: InferenceRequest, eligible: Eligible | None = None) -> Flight:
+        """Admit and schedule, among the ``eligible``. Raises what the client is to be told when it cannot be
+        served.
+        """
+        endpoints = self.candidates(request.model, eligible)
         request = self._token_bytes.corrected(request)
         holder = None
         if request.state_id:
@@ -139,6 +148,32 @@ class Router:
         if self.pool.troubled:
             self.pool.sent(flight.decision.chosen)
         return flight
+
+    def candidates(self, model: str, eligible: Eligible | None = None) -> Sequence[Endpoint]:
+        """Endpoints that may take a request for ``model`` now; never empty."""
+        pool = self.pool
+        try:
+            endpoints = pool.candidates(model)
+        except ModelNotFound:
+            if self._knows_models:
+                raise
+            endpoints = pool.candidates("")
+        if eligible is None:
+            return endpoints
+        found = list(filter(eligible, endpoints))
+        if not found and not self._knows_models:
+            found = list(filter(eligible, pool.candidates("")))
+        if not found:
+            raise NoEndpoints("No endpoint can answer: none of those that the gateway allows is in the pool.")
+        return found
+
+    def moved(self, flight: Flight, endpoint: Endpoint) -> None:
+        """Whoever sends the request has sent it to another endpoint than we chose."""
+        flight.release()
+        decision = flight.decision
+        decision.tried = tuple(flight.tried)
+        decision.chosen, decision.matched_tokens, decision.predicted = endpoint, 0, None
+        flight.board(decision)
 
     def reopen(self, flight: Flight) -> bool:
         """Send it elsewhere after a failure. False when no endpoint is left that has not had it."""

@@ -141,7 +141,7 @@ class Gateway:
                 fmt = head.format = router.format_of(head.path)
             request = fmt.parse(request_id, head.path, head.headers, body)
             if head.rewrites:
-                request = _rewritten(request)
+                request = rewritten(request)
             flight = router.open(request)
         except ModelNotFound:
             self._look_again(client, head, request, at_s)
@@ -236,7 +236,7 @@ class Gateway:
         return list(union.values())
 
 
-def _rewritten(request: InferenceRequest) -> InferenceRequest:
+def rewritten(request: InferenceRequest) -> InferenceRequest:
     """The request under the model name that a rewrite header asks for."""
     model = next(filter(None, map(request.headers.get, MODEL_REWRITE)), "")
     if not request.model or model == request.model:
