@@ -98,9 +98,10 @@ def test_envoy_takes_tls_to_clients_and_endpoints_and_a_picker_elsewhere(tmp_pat
 
 def test_the_files_that_a_running_envoy_reads_are_complete(tmp_path: Path) -> None:
     settings = load(None, certificate(tmp_path), ["http://127.0.0.1:8000"])
-    write_dynamic(settings, SOCKET, tmp_path)
+    write_dynamic(settings, tmp_path)
     tree = bootstrap(settings, SOCKET, folder=tmp_path)
-    assert "static_resources" not in tree
+    assert [c["name"] for c in tree["static_resources"]["clusters"]] == ["picker", "picker-control"]
+    assert "listeners" not in tree["static_resources"]
     path = tmp_path / "envoy.json"
     path.write_text(json.dumps(tree))
     validate(path)

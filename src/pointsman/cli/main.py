@@ -13,6 +13,7 @@ from pointsman.errors import SettingsError
 
 SUBCOMMANDS = {
     "serve": "route requests to model servers",
+    "envoy": "Envoy in front of model servers, and the picker it asks",
     "config": "check, show or describe the settings",
     "engine": "simulate model servers over HTTP",
     "bench": "measure any OpenAI-compatible URL under load",

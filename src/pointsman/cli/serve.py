@@ -11,11 +11,12 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Sequence
 
 import uvloop
 
 from pointsman.cli.settings import add_settings_arguments, settings_from
-from pointsman.config import Settings
+from pointsman.config import Server, Settings
 from pointsman.endpoints.pool import Member
 from pointsman.proxy.application import Application
 from pointsman.types import Clock
@@ -73,11 +74,7 @@ def report(application: Application) -> str:
     lines = [f"pointsman serve: {len(members)} endpoint{'s' if len(members) != 1 else ''}"]
     lines += [f"  {describe(member)}" for member in members]
     server, admin = application.settings.server, application.settings.admin
-    scheme = "https" if server.tls_cert else "http"
-    host = "127.0.0.1" if server.host in ("0.0.0.0", "::") else server.host
-    host = f"[{host}]" if ":" in host else host
-    base = f"{scheme}://{host}:{application.port}"
-    models = application.pool.models()
+    base = base_url(server, application.port)
     lines.append(
         f"policy: {application.settings.scheduling.picker_config or application.settings.scheduling.preset}"
     )
@@ -85,12 +82,24 @@ def report(application: Application) -> str:
         f"admin:  http://{admin.host}:{application.admin_port}/endpoints (also /decisions, /metrics, /readyz)"
     )
     lines.append(f"base URL: {base}/v1")
-    lines.append(
+    lines.append(first_request(base, application.pool.models()))
+    return "\n".join(lines)
+
+
+def base_url(server: Server, port: int) -> str:
+    """Where a client on this machine finds the data port."""
+    host = "127.0.0.1" if server.host in ("0.0.0.0", "::") else server.host
+    host = f"[{host}]" if ":" in host else host
+    return f"{'https' if server.tls_cert else 'http'}://{host}:{port}"
+
+
+def first_request(base: str, models: Sequence[str]) -> str:
+    """A line that says how to send one."""
+    return (
         f"try: curl {base}/v1/chat/completions -H 'content-type: application/json' "
         f'-d \'{{"model": "{models[0] if models else "MODEL"}", "messages": '
         '[{"role": "user", "content": "Hello"}]}\''
     )
-    return "\n".join(lines)
 
 
 def describe(member: Member) -> str:

@@ -46,17 +46,18 @@ def tls_name(endpoint: Endpoint) -> str:
     return f"verified {endpoint.tls_ca}".strip() if endpoint.tls_verify else "unverified"
 
 
-def clusters(settings: Settings, requests: str, control: str) -> Sequence[Tree]:
-    """Endpoints, and the picker at ``requests`` (decisions) and ``control`` (lists and logs)."""
+def picker_clusters(settings: Settings, requests: str, control: str) -> Sequence[Tree]:
+    """The picker at ``requests`` (decisions) and ``control`` (lists and logs)."""
     fast = settings.envoy.fast_lane
     asked = _picker(PICKER, requests, http2=not fast)
     asked["health_checks"] = [_health(fast)]
     # No endpoint of it healthy: fail at once, open or closed as set, instead of waiting for a hung one.
     asked["common_lb_config"] = {"healthy_panic_threshold": {"value": 0}}
-    return [_endpoints(settings), asked, _picker(CONTROL, control, http2=True)]
+    return [asked, _picker(CONTROL, control, http2=True)]
 
 
-def _endpoints(settings: Settings) -> Tree:
+def endpoints_cluster(settings: Settings) -> Tree:
+    """The endpoints: those that the picker chooses; without its word, the one with the least requests."""
     upstream = settings.upstream
     fast = settings.envoy.fast_lane
     header: Tree = {"header": "x-gateway-destination-endpoint"}

@@ -13,7 +13,16 @@ import msgspec
 import yaml
 
 from pointsman.config import Envoy, Server, Settings
-from pointsman.extproc.envoy_clusters import CONTROL, ENDPOINTS, PICKER, Tree, address, any_, clusters
+from pointsman.extproc.envoy_clusters import (
+    CONTROL,
+    ENDPOINTS,
+    PICKER,
+    Tree,
+    address,
+    any_,
+    endpoints_cluster,
+    picker_clusters,
+)
 from pointsman.extproc.envoy_routes import routes
 
 Trees: TypeAlias = Sequence[Tree]
@@ -73,10 +82,14 @@ def bootstrap(settings: Settings, picker: Picker, *, folder: Path | None = None)
         "admin": {"address": address(f"127.0.0.1:{envoy.admin_port}")},
         "overload_manager": {"resource_monitors": [_connections(envoy)]},
     }
-    static = [listener(settings)], clusters(settings, picker.requests, picker.control)
+    asked = picker_clusters(settings, picker.requests, picker.control)
     if folder is None:
-        tree["static_resources"] = {"listeners": static[0], "clusters": static[1]}
+        tree["static_resources"] = {
+            "listeners": [listener(settings)],
+            "clusters": [endpoints_cluster(settings), *asked],
+        }
     else:
+        tree["static_resources"] = {"clusters": asked}
         tree["dynamic_resources"] = {
             f"{kind}_config": {
                 "resource_api_version": "V3",
@@ -87,11 +100,11 @@ def bootstrap(settings: Settings, picker: Picker, *, folder: Path | None = None)
     return tree
 
 
-def write_dynamic(settings: Settings, picker: Picker, folder: Path) -> None:
-    """Listener and clusters as files in ``folder``; each replaces the one before in one move."""
+def write_dynamic(settings: Settings, folder: Path) -> None:
+    """Listener and endpoints' cluster as files in ``folder``; each replaces the one before in one move."""
     certificate = folder / "certificate.json"
     files: dict[str, Trees] = {
-        "cds.json": clusters(settings, picker.requests, picker.control),
+        "cds.json": [endpoints_cluster(settings)],
         "certificate.json": [_certificate(settings.server)] if settings.server.tls_cert else [],
         "lds.json": [listener(settings, certificate)],
     }
@@ -344,4 +357,4 @@ def _logs(settings: Settings) -> Trees:
                 any_("access_loggers.stream.v3.StdoutAccessLog", log_format=lines),
             )
         )
-    return logs
+    return [{**each, "filter": {"not_health_check_filter": {}}} for each in logs]
