@@ -22,13 +22,21 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from pointsman.sim.batch import DecodeBatch, PlainBatch
+from pointsman.sim.cpu_tier import LOAD_SPEED, CpuTier
 from pointsman.sim.kv_cache import KVCache
+from pointsman.sim.kv_journal import Journal
 from pointsman.sim.profiles import EngineParameters
 from pointsman.sim.sequence import EngineRequest, Phase
 from pointsman.sim.speculative import SpeculativeBatch
 from pointsman.sim.step_cost import Run, StepCost
 
 __all__ = ["Engine", "EngineRequest", "Phase", "Ran"]
+
+
+EVICTED_LATE_STEPS = 8
+"""An engine that keeps a journal has no longer runs while they evict, so that what is evicted is known
+soon.
+"""
 
 
 class Ran:
@@ -49,8 +57,10 @@ class Ran:
 class Engine:
     """One engine. Times are seconds on the caller's clock and never go back."""
 
-    def __init__(self, parameters: EngineParameters) -> None:
+    def __init__(self, parameters: EngineParameters, journal: Journal | None = None) -> None:
+        """``journal`` is told what is cached; what is computed in a step is in it once the step has begun."""
         self.parameters = parameters
+        self.journal = journal
         self.slowdown = 1.0
         """Factor on the duration of steps that begin from now on."""
         self._block = parameters.block_tokens
@@ -58,7 +68,10 @@ class Engine:
 
     def _boot(self) -> None:
         variants = self.parameters.variants
-        self.kv = KVCache(self.parameters.kv_blocks)
+        cpu_blocks = self.parameters.cpu_blocks
+        self.cpu_tier = CpuTier(cpu_blocks, self.journal) if cpu_blocks else None
+        watched = self.journal is not None or cpu_blocks > 0
+        self.kv = KVCache(self.parameters.kv_blocks, self._evicted if watched else None)
         self.waiting: OrderedDict[EngineRequest, None] = OrderedDict()
         self.running: dict[EngineRequest, None] = {}
         """In order of admission."""
@@ -67,6 +80,9 @@ class Engine:
         self.prompt_tokens = 0
         self.cache_queries_tokens = 0
         self.cache_hits_tokens = 0
+        """Those found on the GPU."""
+        self.fetched_tokens = 0
+        """Those found in the CPU's memory, of ``cache_queries_tokens`` - ``cache_hits_tokens``."""
         self.preemptions = 0
         self._cost = StepCost(self.parameters)
         self._batch: DecodeBatch = PlainBatch(self._block)
@@ -229,6 +245,22 @@ class Engine:
         self.due_s = math.inf
         return ran
 
+    def reset_cache(self) -> bool:
+        """Forget all KV blocks, in each memory; False, and nothing done, while a sequence holds one."""
+        if not self.kv.clear():
+            return False
+        if self.cpu_tier is not None:
+            self.cpu_tier.clear()
+        if self.journal is not None:
+            self.journal.cleared()
+        return True
+
+    def _evicted(self, hashes: Sequence[int]) -> None:
+        if self.cpu_tier is not None:
+            self.cpu_tier.keep(hashes)
+        if self.journal is not None:
+            self.journal.evicted(hashes)
+
     def _advance(self, steps: int) -> None:
         """Complete ``steps`` decode steps of the run and be in the one after."""
         if steps:
@@ -282,7 +314,9 @@ class Engine:
         while self.waiting and prefill < budget and len(self.running) < limit:
             request = next(iter(self.waiting))
             tokens = request.prompt_tokens + request.generated
-            held = self.kv.admit(request.blocks, (tokens - 1) // self._block, -(-tokens // self._block))
+            limit_blocks = (tokens - 1) // self._block
+            fetched = 0 if self.cpu_tier is None else self._fetchable(request, limit_blocks)
+            held = self.kv.admit(request.blocks, limit_blocks, -(-tokens // self._block))
             if held is None:
                 self._blocked = True
                 break
@@ -292,14 +326,23 @@ class Engine:
             request.last, request.shared = held
             request.published = True
             request.prefill_tokens = tokens
-            request.computed_tokens = hit = request.shared * self._block
+            hit = request.shared * self._block
+            self._prefill_cost += fetched / LOAD_SPEED
+            request.computed_tokens = hit + fetched
             if not request.preemptions:
                 request.scheduled_s = now_s
-                request.cached_tokens = hit
+                request.cached_tokens = hit + fetched
                 self.cache_queries_tokens += tokens
                 self.cache_hits_tokens += hit
+                self.fetched_tokens += fetched
             prefill += self._prefill(request, budget - prefill)
         return prefill
+
+    def _fetchable(self, request: EngineRequest, limit: int) -> int:
+        """Tokens of the first ``limit`` blocks that come from the CPU's memory, behind those the GPU has."""
+        assert self.cpu_tier is not None
+        there = self.kv.match(request.blocks, limit)
+        return self.cpu_tier.fetch(request.blocks[there:limit]) * self._block
 
     def _prefill(self, request: EngineRequest, budget: int) -> int:
         """Compute the next of the prompt's tokens in this step; how many."""
@@ -317,10 +360,15 @@ class Engine:
         return tokens
 
     def _publish(self, request: EngineRequest, hashes: Sequence[int]) -> None:
-        last = self.kv.publish(request.last, hashes)
-        if last is request.last:  # somebody else's copy is the one to be found
+        before = request.last
+        last = self.kv.publish(before, hashes)
+        if last is before:  # somebody else's copy is the one to be found
             request.published = False
             return
+        if self.journal is not None:
+            assert request.content is not None
+            parent = None if before is None else before.last_hash
+            self.journal.stored(request.content, request.shared, hashes, parent)
         request.last = last
         request.shared += len(hashes)
 
@@ -355,5 +403,7 @@ class Engine:
         while finishes[0][2].finish_at != finishes[0][0]:
             heapq.heappop(finishes)
         batch = self._batch
+        if self.journal is not None:
+            most = min(most, max(EVICTED_LATE_STEPS, batch.certain_steps(self.kv.untouched_blocks)))
         covered = 1 + batch.certain_steps(self.kv.available_blocks)
         return max(1, min(most, finishes[0][0] - batch.step, covered))

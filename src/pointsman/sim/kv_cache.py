@@ -8,7 +8,7 @@ is needed; the longest unheld goes first, and of those released together the las
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class Segment:
@@ -22,18 +22,32 @@ class Segment:
         self.parent = parent
         self.holders = holders
 
+    @property
+    def last_hash(self) -> int:
+        assert self.hashes is not None
+        return self.hashes[-1]
+
 
 class KVCache:
-    """``blocks`` KV blocks. Hashes are chained: equal hashes mean equal blocks and equal history."""
+    """``blocks`` KV blocks. Hashes are chained: equal hashes mean equal blocks and equal history.
 
-    def __init__(self, blocks: int) -> None:
+    ``on_evicted`` is told of blocks that cannot be found any more, the end of a chain first.
+    """
+
+    def __init__(self, blocks: int, on_evicted: Callable[[Sequence[int]], None] | None = None) -> None:
         self.blocks = blocks
+        self._on_evicted = on_evicted
         self.cached_blocks = 0
         """Blocks that can be found by their hash, held or not."""
         self._untouched = blocks
         self._unheld_blocks = 0
         self._by_first_hash: dict[int, Segment] = {}
         self._unheld: OrderedDict[Segment, None] = OrderedDict()
+
+    @property
+    def untouched_blocks(self) -> int:
+        """Blocks that can be taken without evicting anything."""
+        return self._untouched
 
     @property
     def available_blocks(self) -> int:
@@ -107,13 +121,15 @@ class KVCache:
                 self._unheld_blocks += last.blocks
             last = last.parent
 
-    def clear(self) -> None:
-        """Forget every block that nobody holds."""
-        while self._unheld:
-            segment = next(iter(self._unheld))
-            self._cut(segment, segment.blocks)
-        self._untouched += self._unheld_blocks
-        self._unheld_blocks = 0
+    def clear(self) -> bool:
+        """Forget every block. As in vLLM that cannot be while somebody holds one: then False."""
+        if self.used_blocks:
+            return False
+        self._by_first_hash.clear()
+        self._unheld.clear()
+        self._untouched = self.blocks
+        self._unheld_blocks = self.cached_blocks = 0
+        return True
 
     def _walk(self, hashes: Sequence[int], limit: int) -> list[tuple[Segment, int]]:
         """The cached segments the chain runs through, and how many blocks of each it shares."""
@@ -152,6 +168,8 @@ class KVCache:
             self.cached_blocks -= blocks
             if not segment.blocks:
                 del self._by_first_hash[hashes[0]]
+            if self._on_evicted is not None:
+                self._on_evicted(hashes[segment.blocks :][::-1])
             del hashes[segment.blocks :]
         if not segment.blocks:
             del self._unheld[segment]

@@ -117,6 +117,10 @@ def _hits(metrics: EngineMetrics, engine: Engine) -> float:
     return float(engine.cache_hits_tokens)
 
 
+def _fetched(metrics: EngineMetrics, engine: Engine) -> float:
+    return float(engine.fetched_tokens)
+
+
 def _waiting(metrics: EngineMetrics, engine: Engine) -> float:
     return float(len(engine.waiting))
 
@@ -131,10 +135,15 @@ _LIVE: Mapping[str, Value] = {
     "vllm:num_preemptions_total": lambda m, e: float(e.preemptions),
     "vllm:prompt_tokens_total": lambda m, e: float(e.prompt_tokens),
     'vllm:prompt_tokens_by_source_total{source="local_compute"}': lambda m, e: float(
-        max(0, e.prompt_tokens - e.cache_hits_tokens)
+        max(0, e.prompt_tokens - e.cache_hits_tokens - e.fetched_tokens)
     ),
     'vllm:prompt_tokens_by_source_total{source="local_cache_hit"}': _hits,
-    "vllm:prompt_tokens_cached_total": _hits,
+    "vllm:external_prefix_cache_queries_total": lambda m, e: float(
+        e.cache_queries_tokens - e.cache_hits_tokens if e.cpu_tier else 0
+    ),
+    "vllm:external_prefix_cache_hits_total": _fetched,
+    'vllm:prompt_tokens_cached_by_source_total{source="host"}': _fetched,
+    "vllm:prompt_tokens_cached_total": lambda m, e: float(e.cache_hits_tokens + e.fetched_tokens),
     'vllm:prompt_tokens_cached_by_source_total{source="device"}': _hits,
     "vllm:generation_tokens_total": lambda m, e: float(e.generated_tokens),
     'vllm:request_success_total{finished_reason="stop"}': _ended("stop"),

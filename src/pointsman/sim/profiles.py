@@ -34,12 +34,18 @@ class EngineParameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     step_tokens: int = 8192
     """Token budget of a step: one for each decoding sequence, the rest for prefill."""
     prefix_caching: bool = True
+    cpu_kv_tokens: int = 0
+    """KV tokens that fit into the CPU's memory, where blocks go that are evicted."""
     variants: Variants = Variants()
     """How its steps differ from that equation."""
 
     @property
     def kv_blocks(self) -> int:
         return self.kv_tokens // self.block_tokens
+
+    @property
+    def cpu_blocks(self) -> int:
+        return self.cpu_kv_tokens // self.block_tokens
 
     def step_s(self, decoding: int, context_tokens: float, prefill_tokens: float = 0) -> float:
         """Duration of one step."""

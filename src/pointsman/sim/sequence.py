@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from enum import Enum
+from typing import Protocol
 
 from pointsman.sim.drafts import Draft
 from pointsman.sim.kv_cache import Segment
@@ -19,6 +20,21 @@ class Phase(Enum):
     DONE = "done"
 
 
+class Content(Protocol):
+    """What a sequence's blocks consist of."""
+
+    lora: str
+    """Name of its adapter; empty for the base model."""
+    salt: str
+    """Only equal salts share blocks."""
+
+    def token_ids(self, first: int, blocks: int) -> bytes:
+        """Of so many blocks from block ``first`` on, prompt and answer in a row: four bytes a token,
+        little-endian.
+        """
+        ...
+
+
 class EngineRequest:
     """One sequence: a prompt as block hashes and a token count, and how many tokens it will answer with.
 
@@ -30,6 +46,7 @@ class EngineRequest:
         "blocks",
         "cached_tokens",
         "computed_tokens",
+        "content",
         "continuation",
         "decode_from",
         "draft",
@@ -57,10 +74,12 @@ class EngineRequest:
         *,
         owner: object = None,
         continuation: Callable[[int], Sequence[int]] | None = None,
+        content: Content | None = None,
     ) -> None:
         """``blocks``: chained hashes of the prompt's full blocks, none where it cannot be cached.
         ``continuation``: hashes of the full blocks behind these when so many tokens are in the KV cache, if
-        the output is to be found again. ``output_tokens`` 0 is a prefill alone (an embedding).
+        the output is to be found again. ``output_tokens`` 0 is a prefill alone (an embedding). ``content``
+        is for engines that keep a journal.
         """
         assert prompt_tokens > 0
         assert output_tokens >= 0
@@ -74,6 +93,7 @@ class EngineRequest:
         self.preemptions = 0
         self.arrived_s = self.scheduled_s = self.first_token_s = self.ended_s = math.nan
         self.continuation = continuation
+        self.content = content
         self.generated = 0
         """Tokens out when decoding began (or stopped); ``Engine.generated`` knows those since."""
         self.decode_from = 0
