@@ -76,8 +76,11 @@ def completions(body: bytes) -> Ask:
 
 def chat(body: bytes) -> Ask:
     asked = read(body, _Generate)
-    before = [("tools", bytes(asked.tools))] if bytes(asked.tools) not in (b"", b"null") else []
-    return asked.ask([render(asked.messages or (), before)], Chat)
+    return asked.ask([_chat_prompt(asked.messages or (), asked.tools)], Chat)
+
+
+def _chat_prompt(messages: Sequence[Message], tools: Raw) -> bytes:
+    return render(messages, [("tools", bytes(tools))] if bytes(tools) not in (b"", b"null") else [])
 
 
 class Completion:
@@ -283,13 +286,14 @@ def tokenize(body: bytes) -> tuple[bytes, bool]:
     """The text a ``/tokenize`` request speaks of, and whether token texts are wanted."""
     asked = read(body, _Tokenize)
     if asked.messages is not None:
-        return render(asked.messages), asked.return_token_strs
+        return _chat_prompt(asked.messages, asked.tools), asked.return_token_strs
     return prompt_list(asked.prompt)[0], asked.return_token_strs
 
 
 class _Tokenize(msgspec.Struct):
     prompt: object = None
     messages: list[Message] | None = None
+    tools: Raw = ABSENT
     return_token_strs: bool = False
 
 
