@@ -30,7 +30,7 @@ _VARIANTS = (
     "kv_scale",
     "seed",
 )
-_OF_ONE_ENGINE = ("port", "model", "accelerator", "set", *_VARIANTS)
+_OF_ONE_ENGINE = ("port", "model", "accelerator", "set", "kv_events", "kv_events_replay", *_VARIANTS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fleet", metavar="FILE", help="run the engines of this YAML file instead")
     add("--host", metavar="ADDRESS", help="address to listen on; default: 127.0.0.1")
     add("--speed", type=float, metavar="X", help="simulated seconds in one of ours; default: 1")
+    add(
+        "--kv-events",
+        metavar="ENDPOINT",
+        help="publish KV events here, as in tcp://*:5557; port 0: a free one",
+    )
+    add("--kv-events-replay", metavar="ENDPOINT", help="where those missed can be had again")
     add("--tokens-per-chunk", type=int, metavar="N", help="tokens a stream sends at once; default: 1")
     add = parser.add_argument_group(
         "variants", "what real engines do and the plain equation leaves out; off by default"
@@ -109,6 +115,10 @@ def _one_engine(args: argparse.Namespace) -> dict[str, object]:
     for field in ("model", "accelerator", *_VARIANTS):
         if getattr(args, field) is not None:
             fields[field] = getattr(args, field)
+    if args.kv_events is not None:
+        fields["kv_events"] = {"endpoint": args.kv_events, "replay_endpoint": args.kv_events_replay or ""}
+    elif args.kv_events_replay is not None:
+        raise SettingsError("--kv-events-replay: is for --kv-events; give that, too")
     for setting in args.set or ():
         key, equals, value = setting.partition("=")
         if not equals:
@@ -147,5 +157,7 @@ def report(engines: Sequence[SimulatedEngine]) -> str:
         facts = f"models: {models}  block: {block} tokens  KV: {kv.blocks * block:,} tokens"
         facts += "".join(f"  {key}: {value}" for key, value in engine.spec.variants().said().items())
         lines.append(f"  {engine.name:<{width}}  {engine.url}  {facts}")
+        if engine.publisher is not None:
+            lines.append(f"  {'':<{width}}  KV events: {engine.publisher}")
     lines.append(f"route to them: pointsman serve {' '.join(engine.url for engine in engines)}")
     return "\n".join(lines)

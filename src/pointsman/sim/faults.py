@@ -10,10 +10,26 @@ from msgspec import Meta
 from pointsman.errors import SettingsError
 
 Kind = Literal[
-    "crash", "restart", "refuse", "freeze", "slow", "status", "hang", "stall", "close", "reset", "garbage"
+    "crash",
+    "restart",
+    "refuse",
+    "freeze",
+    "slow",
+    "status",
+    "hang",
+    "stall",
+    "close",
+    "reset",
+    "garbage",
+    "lose-events",
+    "late-events",
+    "stop-events",
+    "renumber-events",
 ]
 ENGINE_KINDS = frozenset(("crash", "restart", "refuse", "freeze", "slow"))
-"""These concern the whole engine; the others the requests they are dealt out to."""
+"""These concern the whole engine."""
+EVENT_KINDS = frozenset(("lose-events", "late-events", "stop-events", "renumber-events"))
+"""These concern the messages of its KV events; all others the requests they are dealt out to."""
 
 
 class Fault(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, eq=False):
@@ -25,8 +41,12 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, eq=False):
     request and say nothing. stall: say nothing more. close: end the connection in the middle of a chunk.
     reset: end it with a TCP reset. garbage: bytes that are no HTTP.
 
-    The last four happen after ``after_chunks`` chunks of a stream (of a plain answer: inside its body);
-    left out, before the first byte of the answer.
+    lose-events: messages of KV events are numbered and not sent; they can be had again. late-events: they
+    come ``delay_s`` later. stop-events: what happens to the cache is not told, and takes no number.
+    renumber-events: numbers begin at 0 again, and nothing before can be had again.
+
+    stall, close, reset and garbage happen after ``after_chunks`` chunks of a stream (of a plain answer:
+    inside its body); left out, before the first byte of the answer.
     """
 
     kind: Kind
@@ -34,17 +54,26 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, eq=False):
     status: Annotated[int, Meta(ge=400, le=599)] = 503
     retry_after: int | None = None
     factor: Annotated[float, Meta(gt=0)] = 2.0
+    delay_s: Annotated[float, Meta(ge=0)] = 0.0
     count: Annotated[int, Meta(ge=1)] | None = None
-    """Requests it hits before it is over; none: all."""
+    """Requests, or messages, it hits before it is over; none: all."""
     every: Annotated[int, Meta(ge=1)] = 1
-    """Hit only each so-manieth request."""
+    """Hit only each so-manieth of them."""
     for_s: Annotated[float, Meta(gt=0)] | None = None
     """Over after so long."""
     paths: tuple[str, ...] = ("/v1/",)
     """Hit requests to paths that begin so. ``/v1/models`` is hit only when named."""
     seen: int = 0
-    """Requests that it looked at so far."""
+    """Requests, or messages, that it looked at so far."""
     hit: int = 0
+
+    def hits(self) -> bool:
+        """Whether the next one is hit."""
+        self.seen += 1
+        if self.seen % self.every or (self.count is not None and self.hit >= self.count):
+            return False
+        self.hit += 1
+        return True
 
 
 def parse(fields: object) -> Fault:
@@ -64,13 +93,24 @@ class Faults:
     def for_request(self, path: str) -> Fault | None:
         """The fault that hits a request to ``path``, if one does."""
         for fault in self.active:
-            if fault.kind in ENGINE_KINDS or not _meant(fault, path):
+            if fault.kind in ENGINE_KINDS | EVENT_KINDS or not _meant(fault, path):
                 continue
-            fault.seen += 1
-            if fault.seen % fault.every == 0 and (fault.count is None or fault.hit < fault.count):
-                fault.hit += 1
+            if fault.hits():
                 return fault
         return None
+
+    def loses_events(self) -> bool:
+        """Whether the next message of KV events is lost."""
+        hits = [fault.hits() for fault in self.active if fault.kind == "lose-events"]  # each counts
+        return any(hits)
+
+    def events_delay_s(self) -> float:
+        """How much later messages of KV events come."""
+        return sum(fault.delay_s for fault in self.active if fault.kind == "late-events")
+
+    def events_stopped(self) -> bool:
+        """Whether KV events are kept back for good."""
+        return any(fault.kind == "stop-events" for fault in self.active)
 
 
 def _meant(fault: Fault, path: str) -> bool:

@@ -12,6 +12,7 @@ from pointsman.sim.connection import Connection, Request
 from pointsman.sim.faults import parse
 from pointsman.sim.formats import anthropic, openai
 from pointsman.sim.formats.ask import Ask, Refused, read
+from pointsman.sim.kv_names import lora_path
 from pointsman.sim.server import SimulatedEngine
 
 VERSION = "0.32.0"
@@ -95,7 +96,7 @@ def _models(engine: SimulatedEngine, request: Request) -> bytes:
     base = engine.spec.models[0]
     served: list[tuple[str, str, str | None, int | None]] = [
         *((name, base, None, engine.max_model_len) for name in engine.spec.models),
-        *((name, f"/loras/{name}", base, None) for name in engine.loras),
+        *((name, lora_path(name), base, None) for name in engine.loras),
     ]
     cards: list[dict[str, object]] = [
         {
@@ -134,8 +135,12 @@ def _count_tokens(engine: SimulatedEngine, request: Request) -> bytes:
 
 
 def _reset_prefix_cache(engine: SimulatedEngine, request: Request) -> bytes:
-    engine.engine.kv.clear()
+    engine.engine.reset_cache()
     return b""
+
+
+def _kv_event_sources(engine: SimulatedEngine, request: Request) -> bytes:
+    return msgspec.json.encode({} if engine.publisher is None else engine.publisher.sources())
 
 
 class _Adapter(msgspec.Struct):
@@ -174,6 +179,7 @@ _PLAIN: Mapping[str, Mapping[str, Plain]] = {
     "/tokenize": {"POST": _tokenize},
     "/detokenize": {"POST": _detokenize},
     "/v1/messages/count_tokens": {"POST": _count_tokens},
+    "/kv_event_sources": {"GET": _kv_event_sources},
     "/reset_prefix_cache": {"POST": _reset_prefix_cache},
     "/v1/load_lora_adapter": {"POST": _load_lora},
     "/v1/unload_lora_adapter": {"POST": _unload_lora},

@@ -19,11 +19,16 @@ from pointsman.sim.faults import ENGINE_KINDS, Fault, Faults, parse
 from pointsman.sim.formats.ask import Ask, Context, Refused
 from pointsman.sim.formats.responses import Responses
 from pointsman.sim.job import Job, Output
+from pointsman.sim.kv_journal import Journal
+from pointsman.sim.kv_layouts import Writer
+from pointsman.sim.kv_names import NAMERS
+from pointsman.sim.kv_publisher import Publisher
 from pointsman.sim.limits import answer_length
 from pointsman.sim.metrics import EngineMetrics
 from pointsman.sim.port import Port
 from pointsman.sim.spec import EngineSpec, Pace
 from pointsman.sim.state import EngineState, Lag, LogRecord, Totals
+from pointsman.sim.text import Text
 from pointsman.types import Clock
 
 EARLY_S = 0.0005
@@ -65,7 +70,7 @@ class SimulatedEngine:
         self._parameters = spec.parameters()
         self._handler = handler
         self._hasher = hasher
-        self._port = Port(host, spec.port, partial(Connection, self), self._changed)
+        self._port = Port(host, spec.port, partial(Connection, self), self._opened)
         self._clock = clock
         self._unix_s = unix_s
         self._connections: set[Connection] = set()
@@ -78,11 +83,20 @@ class SimulatedEngine:
         self._sweep: asyncio.TimerHandle | None = None
         self._return: asyncio.TimerHandle | None = None
         self._expiries: dict[Fault, asyncio.TimerHandle] = {}
+        self.publisher: Publisher | None = None
+        if spec.kv_events is not None:
+            events, block = spec.kv_events, self._parameters.block_tokens
+            writer = Writer(
+                events.layout, block, self.loras, spec.data_parallel_rank, events.int_block_hashes
+            )
+            self.publisher = Publisher(events, writer, self.faults, host, clock, unix_s)
         self._boot()
 
     def _boot(self) -> None:
         """A fresh engine process: nothing cached, nothing counted."""
-        self.engine = Engine(self._parameters)
+        events = self.spec.kv_events
+        self.journal = None if events is None else Journal(NAMERS[events.hash_algo])
+        self.engine = Engine(self._parameters, self.journal)
         self.created_s = int(self._unix_s())
         self.metrics = EngineMetrics(self.engine, self.spec.models[0], self.max_model_len, self._unix_s())
         self.responses = Responses()
@@ -98,11 +112,15 @@ class SimulatedEngine:
         """Open the port. ``OSError`` when it is taken."""
         self._loop = asyncio.get_running_loop()
         await self._port.open()
+        if self.publisher is not None:
+            self.publisher.open(f"kv@{self.url.removeprefix('http://')}@{self.spec.models[0]}")
         self._close_idle()
 
     async def stop(self) -> None:
         """Close the port and every connection."""
         await self._port.give_up()
+        if self.publisher is not None:
+            self.publisher.close()
         for handle in (self._timer, self._sweep, self._return, *self._expiries.values()):
             if handle is not None:
                 handle.cancel()
@@ -135,6 +153,10 @@ class SimulatedEngine:
     def inflict(self, fault: Fault) -> None:
         if fault.kind in ("crash", "restart"):
             self._crash(0.0 if fault.kind == "restart" else fault.for_s)
+            return
+        if fault.kind == "renumber-events":
+            if self.publisher is not None:
+                self.publisher.renumber()
             return
         self.faults.active.append(fault)
         if fault.for_s is not None:
@@ -200,6 +222,8 @@ class SimulatedEngine:
             if not connection.transport.is_closing():
                 connection.reset()
         self.totals.restarts += 1
+        if self.publisher is not None:
+            self.publisher.close()
         self._boot()
         self._arm()
         if self._return is not None:
@@ -284,8 +308,16 @@ class SimulatedEngine:
                 generated = engine.generated(request)
                 if generated > output.sent:
                     output.job.advance(output, generated)
+        if self.publisher is not None and self.journal is not None:
+            self.publisher.publish(self.journal.take())
 
     # requests
+
+    def _opened(self) -> None:
+        """The port is open."""
+        if self.publisher is not None:
+            self.publisher.reopen()
+        self._changed()
 
     def opened(self, connection: Connection) -> None:
         self._connections.add(connection)
@@ -357,11 +389,10 @@ class SimulatedEngine:
         )
         connection.work = job
         self._jobs[job] = None
-        seed = xxh64_intdigest(ask.salt.encode(), xxh64_intdigest(lora.encode()))
         self._catch_up()
         now_s = max(self.now_s(), self._last_due_s)
         for prompt in ask.prompts:
-            self._submit(job, prompt, output_tokens, ask.choices, seed, now_s)
+            self._submit(job, prompt, output_tokens, ask, lora, now_s)
         if ask.stream:
             connection.open_stream()
         if engine.idle:
@@ -369,23 +400,23 @@ class SimulatedEngine:
         self._arm()
         self._changed()
 
-    def _submit(
-        self, job: Job, prompt: bytes, output_tokens: int, choices: int, seed: int, now_s: float
-    ) -> None:
+    def _submit(self, job: Job, prompt: bytes, output_tokens: int, ask: Ask, lora: str, now_s: float) -> None:
         block = self._parameters.block_tokens
+        seed = xxh64_intdigest(ask.salt.encode(), xxh64_intdigest(lora.encode()))
         chain = self._hasher.hash(prompt, block, seed)
         start = xxh64_intdigest(
             prompt[len(chain) * block * tokens.TOKEN_BYTES :], chain[-1] if chain else seed
         )
         count = tokens.count(prompt)
-        for choice in range(choices):
+        for choice in range(ask.choices):
             place = start + choice
+            answer = partial(tokens.output, place, 0)
 
-            def continuation(kv_tokens: int, place: int = place) -> list[int]:
-                output = tokens.output(place, 0, kv_tokens - count)
-                return tokens.continued_hashes(prompt, chain, output, block, seed)
+            def continuation(kv_tokens: int, answer: Callable[[int], bytes] = answer) -> list[int]:
+                return tokens.continued_hashes(prompt, chain, answer(kv_tokens - count), block, seed)
 
-            sequence = EngineRequest(chain, count, output_tokens, continuation=continuation)
+            text = Text(prompt, answer, block, lora, ask.salt)
+            sequence = EngineRequest(chain, count, output_tokens, continuation=continuation, content=text)
             output = Output(job, len(job.outputs), place, sequence)
             sequence.owner = output
             job.outputs.append(output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 import yaml
@@ -14,12 +14,45 @@ from xxhash import xxh64_intdigest
 
 from pointsman.errors import SettingsError
 from pointsman.registry import hint
+from pointsman.sim.kv_layouts import Layout
+from pointsman.sim.kv_sockets import beside, is_bound
 from pointsman.sim.profiles import ACCELERATORS, GRANITE, MODELS, PARAMETERS, EngineParameters
 from pointsman.sim.variants import Positive, Variants
 
 Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
+Endpoint: TypeAlias = Annotated[str, Meta(pattern=r"^(tcp://.+:\d{1,5}|ipc://.+)$")]
 MAX_MODEL_LEN = 131_072
+
+
+class KvEvents(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """How an engine publishes its KV events. Names and meanings are those of vLLM's ``--kv-events-config``
+    where it has one.
+    """
+
+    endpoint: Endpoint = "tcp://*:5557"
+    """``tcp://*:PORT`` and ``ipc://`` are bound, and so is port 0, a free one; to any other it connects."""
+    replay_endpoint: Endpoint | Literal[""] = ""
+    """Bound, whatever it is; empty: nobody can ask to hear something again."""
+    topic: str = ""
+    """Empty: ``kv@HOST:PORT@MODEL``."""
+    buffer_steps: Count = 10_000
+    """Messages that can be had again."""
+    delay_s: Annotated[float, Meta(ge=0)] = 0.014
+    """From the end of a step to its message, seconds of ours: vLLM's come up to 18 ms after the answer."""
+    layout: Layout = "map"
+    int_block_hashes: bool = True
+    """False: as bytes, of the whole hash."""
+    hash_algo: Literal["sha256_cbor", "opaque"] = "sha256_cbor"
+    """``opaque`` costs less and cannot be computed by others."""
+
+    def beside(self, place: int) -> KvEvents:
+        """Those of the engine at that place among several alike: on other ports, if any is given."""
+        return structs.replace(
+            self,
+            endpoint=beside(self.endpoint, place) if is_bound(self.endpoint) else self.endpoint,
+            replay_endpoint=beside(self.replay_endpoint, place),
+        )
 
 
 class EngineSpec(Variants, frozen=True, kw_only=True, omit_defaults=False):
@@ -39,12 +72,18 @@ class EngineSpec(Variants, frozen=True, kw_only=True, omit_defaults=False):
     kv_tokens: Count | None = None
     kv_scale: Positive = 1.0
     """Factor on ``kv_tokens``: what is left of it, or more, than its profile says."""
+    cpu_kv_tokens: Annotated[int, Meta(ge=0)] = 0
+    """KV tokens that fit into the CPU's memory, where blocks go that the KV cache has no room for."""
     max_num_seqs: Count | None = None
     max_num_batched_tokens: Count | None = None
     max_model_len: Count | None = None
     max_num_queued_reqs: Count | None = None
     """Waiting and running together; more are answered 503. None: no limit."""
     enable_prefix_caching: bool = True
+    kv_events: KvEvents | None = None
+    """None: none are published."""
+    data_parallel_rank: Annotated[int, Meta(ge=0)] = 0
+    """Which of the servers of one deployment it is; added to the ports of its KV events."""
     loras: tuple[str, ...] = ()
     max_loras: Count = 4
     output_tokens: Count = 128
@@ -74,6 +113,7 @@ class EngineSpec(Variants, frozen=True, kw_only=True, omit_defaults=False):
             "max_sequences": self.max_num_seqs,
             "step_tokens": self.max_num_batched_tokens,
             "prefix_caching": self.enable_prefix_caching,
+            "cpu_kv_tokens": self.cpu_kv_tokens or None,
             "variants": variants if variants.said() else None,
         }
         parameters = structs.replace(found, **{key: v for key, v in changes.items() if v is not None})
@@ -135,9 +175,17 @@ class FleetItem(EngineSpec, frozen=True, kw_only=True):
             return [EngineSpec(**single | {"port": self.port or self.base_port})]
         if self.port:
             raise SettingsError("port: of several engines alike, give base_port instead")
+        events = self.kv_events
         names = self.names or tuple(f"{self.name or self.accelerator}-{i}" for i in range(self.count or 0))
         return [
-            EngineSpec(**single | {"name": name, "port": self.base_port and self.base_port + i})
+            EngineSpec(
+                **single
+                | {
+                    "name": name,
+                    "port": self.base_port and self.base_port + i,
+                    "kv_events": events and events.beside(i),
+                }
+            )
             for i, name in enumerate(names)
         ]
 
