@@ -186,6 +186,26 @@ class Prefix(_Section):
     max_prefix_tokens: Annotated[int, Meta(ge=0), _says("of a prompt that count; 0: all of it")] = 131072
 
 
+class KvEvents(_Section):
+    """What engines tell of their caches as it changes, over ZeroMQ. Needs the extra kv-events."""
+
+    mode: Annotated[
+        Literal["auto", "on", "off"],
+        _says("auto: of endpoints that say where (GET /kv_event_sources); on: of all; off: of none"),
+    ] = "auto"
+    port: Annotated[Port, _says("where those publish that do not say; rank r of data-parallel: port + r")] = (
+        5557
+    )
+    replay_port: Annotated[Port, _says("and where missed events can be had again; 0: nowhere")] = 0
+    ranks: Annotated[Count, _says("data-parallel ranks of those that do not say")] = 1
+    topic: Annotated[str, _says("what their topics begin with, and those of engines that connect here")] = (
+        "kv@"
+    )
+    bind: Annotated[
+        str, _says("listen here for engines that connect to their subscriber, such as tcp://*:5557")
+    ] = ""
+
+
 class Envoy(_Section):
     """`pointsman envoy`: Envoy in front of the endpoints, the picker beside it."""
 
@@ -252,6 +272,7 @@ class Settings(_Section):
     breaker: Breaker = msgspec.field(default_factory=Breaker)
     scheduling: Scheduling = msgspec.field(default_factory=Scheduling)
     prefix: Prefix = msgspec.field(default_factory=Prefix)
+    kv_events: KvEvents = msgspec.field(default_factory=KvEvents)
     envoy: Envoy = msgspec.field(default_factory=Envoy)
     log: Log = msgspec.field(default_factory=Log)
     decisions: Decisions = msgspec.field(default_factory=Decisions)

@@ -207,14 +207,23 @@ def decode(payload: bytes) -> Batch:
     return _event_by_event(payload)
 
 
-def _event_by_event(payload: bytes) -> Batch:
+def rank_of(payload: bytes) -> int:
+    """The data-parallel rank in a batch, without reading its events; 0 where it has none."""
+    return _unread(payload).data_parallel_rank or 0
+
+
+def _unread(payload: bytes) -> _RawInArray | _RawInMap:
     try:
         try:
-            raw: _RawInArray | _RawInMap = _ANY_ARRAY.decode(payload)
+            return _ANY_ARRAY.decode(payload)
         except msgspec.ValidationError:
-            raw = _ANY_MAP.decode(payload)
+            return _ANY_MAP.decode(payload)
     except _BAD as exc:
         raise MalformedFrame(f"not a batch of KV events: {exc}") from exc
+
+
+def _event_by_event(payload: bytes) -> Batch:
+    raw = _unread(payload)
     events: list[Event] = []
     for one in raw.events:
         for decoder in _EVENT:
