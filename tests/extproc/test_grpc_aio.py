@@ -2,55 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import grpc
 import pytest
 
-from pointsman.extproc.grpc import GrpcServer, RpcError, Service, Stream, unary
+from pointsman.extproc.grpc import GrpcServer, RpcError, Service, unary
+from pointsman.testing.http2 import Echo
 
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-
-
-class Echo:
-    """Sends back what it gets; keeps what it was told."""
-
-    def __init__(self, stream: Stream, headers: Mapping[str, str]) -> None:
-        self.stream = stream
-        self.headers = headers
-        self.got: list[bytes] = []
-        self.told: list[str] = []
-        self.over = asyncio.Event()
-
-    def message(self, data: bytes) -> None:
-        self.got.append(data)
-        self.stream.send(data)
-
-    def half_closed(self) -> None:
-        self.told.append("half closed")
-        self.stream.finish()
-
-    def cancelled(self) -> None:
-        self.told.append("cancelled")
-        self.over.set()
-
-    def resumed(self) -> None:
-        self.told.append("resumed")
-
-
-class Calls(list[Echo]):
-    """A service of echoes, which it keeps."""
-
-    def __init__(self, kind: type[Echo] = Echo) -> None:
-        self.kind = kind
-        self.begun = asyncio.Event()
-
-    def __call__(self, stream: Stream, headers: Mapping[str, str]) -> Echo:
-        self.append(self.kind(stream, headers))
-        self.begun.set()
-        return self[-1]
 
 
 @asynccontextmanager

@@ -24,6 +24,13 @@ MAX_WINDOW: Final = (1 << 31) - 1
 FRAME_BYTES: Final = 16_384
 """The largest frame we take: the protocol's default. Peers may allow us more; we do not use it."""
 DEFAULT_WINDOW: Final = 65_535
+STREAM_WINDOW: Final = 4 << 20
+"""What a peer may send ahead of our updates; on a connection, ``CONNECTION_WINDOW``.
+
+Data is handled as it arrives and the windows are opened again at half, so a peer finds them closed only
+while we are behind; what is kept of it is bounded by those who keep it.
+"""
+CONNECTION_WINDOW: Final = 64 << 20
 
 _HEADER = struct.Struct(">HBBBI")
 """Length in 24 bits as two fields, type, flags, stream."""
@@ -70,9 +77,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     streams: int = 16_384
     """Open at once. High: Envoy keeps one for each request under way, and opens another connection beyond."""
-    stream_window_bytes: int = 4 << 20
-    """What a peer may send on a stream ahead of our updates."""
-    connection_window_bytes: int = 64 << 20
     list_bytes: int = 32 * 1024
     """Of the fields of one request."""
     block_bytes: int = 64 * 1024
@@ -158,13 +162,13 @@ class Stream:
         "window",
     )
 
-    def __init__(self, connection: Connection, stream_id: int, window: int, credit: int) -> None:
+    def __init__(self, connection: Connection, stream_id: int, window: int) -> None:
         self._connection = connection
         self.id = stream_id
         self.receiver: Receiver | None = None
         self.window = window
         """Bytes we may send."""
-        self.credit = credit
+        self.credit = STREAM_WINDOW
         """Bytes the peer may send."""
         self.length_left: int | None = None
         """Of the body that content-length has announced."""
@@ -239,7 +243,7 @@ class Connection(asyncio.Protocol):
         self._block_of = (0, 0, 0)
         self._last_id = 0
         self._initial_window = DEFAULT_WINDOW
-        self._credit = limits.connection_window_bytes
+        self._credit = CONNECTION_WINDOW
         self._ended: dict[int, bool] = {}
         """Streams of late; True while frames that the peer sent before it knew may still come."""
         self._ended_before: dict[int, bool] = {}
@@ -267,11 +271,11 @@ class Connection(asyncio.Protocol):
         ours = (
             (_HEADER_TABLE_SIZE, 0),  # so that equal blocks mean equal fields
             (_MAX_STREAMS, limits.streams),
-            (_INITIAL_WINDOW, limits.stream_window_bytes),
+            (_INITIAL_WINDOW, STREAM_WINDOW),
             (_MAX_LIST, limits.list_bytes),
         )
         self.put(_frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*each) for each in ours)))
-        more = limits.connection_window_bytes - DEFAULT_WINDOW
+        more = CONNECTION_WINDOW - DEFAULT_WINDOW
         self.put(_frame(WINDOW_UPDATE, 0, 0, _U32.pack(more)))
         self._timer = self._loop.call_later(limits.preface_s, self._preface_late)
 
@@ -409,7 +413,7 @@ class Connection(asyncio.Protocol):
             try:
                 if kind == DATA:
                     self._on_data(stream_id, flags, data, begin, at)
-                elif kind < len(_HANDLERS):
+                elif kind in _HANDLERS:
                     _HANDLERS[kind](self, stream_id, flags, data[begin:at])
                 else:
                     self._bring_nothing()
@@ -422,7 +426,7 @@ class Connection(asyncio.Protocol):
         if stream is None:
             self._bring_nothing()
             self.put(_frame(RST_STREAM, 0, failure.stream_id, _U32.pack(failure.code)))
-            if failure.stream_id <= self._last_id:
+            if failure.stream_id <= self._last_id and self._known(failure.stream_id) is None:
                 self._forget(failure.stream_id, late=True)
             return
         receiver = stream.receiver
@@ -437,11 +441,8 @@ class Connection(asyncio.Protocol):
     def _on_data(self, stream_id: int, flags: int, data: bytes, begin: int, end: int) -> None:
         size = end - begin
         self._credit -= size
-        if self._credit < self._limits.connection_window_bytes >> 1:
-            if self._credit < 0:
-                raise Failure(Code.FLOW_CONTROL_ERROR, "more data than the connection's window")
-            more = self._limits.connection_window_bytes - self._credit
-            self._credit += more
+        if self._credit < CONNECTION_WINDOW >> 1:
+            more, self._credit = CONNECTION_WINDOW - self._credit, CONNECTION_WINDOW
             self.put(_frame(WINDOW_UPDATE, 0, 0, _U32.pack(more)))
         if flags & PADDED:
             begin, end = _unpadded(data, begin, end)
@@ -452,8 +453,6 @@ class Connection(asyncio.Protocol):
         if stream.half_closed:
             raise StreamFailure(stream_id, Code.STREAM_CLOSED)
         stream.credit -= size
-        if stream.credit < 0:
-            raise StreamFailure(stream_id, Code.FLOW_CONTROL_ERROR)
         if stream.length_left is not None:
             stream.length_left -= end - begin
             if stream.length_left < 0 or (flags & END_STREAM and stream.length_left):
@@ -466,9 +465,8 @@ class Connection(asyncio.Protocol):
             stream.receiver.data(data[begin:end])
         if flags & END_STREAM:
             self._half_close(stream)
-        elif stream.open and stream.credit < self._limits.stream_window_bytes >> 1:
-            more = self._limits.stream_window_bytes - stream.credit
-            stream.credit += more
+        elif stream.open and stream.credit < STREAM_WINDOW >> 1:
+            more, stream.credit = STREAM_WINDOW - stream.credit, STREAM_WINDOW
             self.put(_frame(WINDOW_UPDATE, 0, stream_id, _U32.pack(more)))
 
     def _half_close(self, stream: Stream) -> None:
@@ -556,7 +554,7 @@ class Connection(asyncio.Protocol):
                 too_long = str(exc)
         if self._refusing or len(self.streams) >= self._limits.streams:
             raise StreamFailure(stream_id, Code.REFUSED_STREAM)
-        stream = Stream(self, stream_id, self._initial_window, self._limits.stream_window_bytes)
+        stream = Stream(self, stream_id, self._initial_window)
         self.streams[stream_id] = stream
         stream.half_closed = ended
         if head is None:
