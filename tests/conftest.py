@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,10 @@ def sockets() -> int:
 
 def children() -> set[str]:
     """Child processes, those that wait to be collected included."""
-    pids = {pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+    pids = set[str]()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            pids.update(path.read_text().split())
     return {pid for pid in pids if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()}
 
 
