@@ -33,6 +33,8 @@ class Writer:
     ) -> None:
         """``int_hashes``: hashes are integers, not bytes."""
         self.rank = rank
+        self.replays_topic = layout != "batch-map"
+        """Whether messages that are had again have their topic."""
         self._layout = layout
         self._block_tokens = block_tokens
         self._adapters = adapters

@@ -6,18 +6,17 @@ Only here is pyzmq imported, and only where events are asked for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from pointsman.errors import SettingsError
+from pointsman.sim.kv_messages import Parts
 
 if TYPE_CHECKING:
     import zmq
 
 HWM = 100_000
 """Messages that wait for a subscriber before more are dropped, as in vLLM's settings."""
-
-Parts = Sequence[bytes]
 
 
 def is_bound(endpoint: str) -> bool:
