@@ -206,6 +206,34 @@ class KvEvents(_Section):
     ] = ""
 
 
+class Picker(_Section):
+    """`pointsman picker`: the gRPC port on which Envoy and other gateways ask where a request goes."""
+
+    host: Annotated[str, _says("address to listen on")] = "0.0.0.0"
+    port: Annotated[Port, _says("0 picks a free one")] = 9002
+    socket: Annotated[str, _says("unix socket to listen on instead, without TLS")] = ""
+    health_port: Annotated[
+        Port | None, _says("gRPC health for probes, never TLS; also served on the other port; null: no port")
+    ] = 9003
+    tls: Annotated[bool, _says("speak TLS")] = True
+    tls_directory: Annotated[str, _says("where tls.crt and tls.key are; empty: self-signed")] = ""
+    tls_reload: Annotated[bool, _says("read them again when they change")] = False
+    responses: Annotated[
+        Literal["auto", "seen", "unseen"],
+        _says(
+            "seen: they come through the picker; unseen: it closes the stream when a request is decided on; "
+            "auto: unseen, but for those that it must change or read"
+        ),
+    ] = "auto"
+    subsets: Annotated[bool, _says("keep to the endpoints that the gateway names (envoy.lb.subset_hint)")] = (
+        True
+    )
+    scores: Annotated[bool, _says("tell each endpoint's score in the metadata, where the policy scores")] = (
+        False
+    )
+    message_bytes: Annotated[Count, _says("largest gRPC message; a buffered body is one")] = 64 * 1024 * 1024
+
+
 class Envoy(_Section):
     """`pointsman envoy`: Envoy in front of the endpoints, the picker beside it."""
 
@@ -273,6 +301,7 @@ class Settings(_Section):
     scheduling: Scheduling = msgspec.field(default_factory=Scheduling)
     prefix: Prefix = msgspec.field(default_factory=Prefix)
     kv_events: KvEvents = msgspec.field(default_factory=KvEvents)
+    picker: Picker = msgspec.field(default_factory=Picker)
     envoy: Envoy = msgspec.field(default_factory=Envoy)
     log: Log = msgspec.field(default_factory=Log)
     decisions: Decisions = msgspec.field(default_factory=Decisions)

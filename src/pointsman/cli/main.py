@@ -13,6 +13,7 @@ from pointsman.errors import SettingsError
 
 SUBCOMMANDS = {
     "serve": "route requests to model servers",
+    "picker": "tell Envoy and other gateways which endpoint each request goes to (ext_proc)",
     "envoy": "Envoy in front of model servers, and the picker it asks",
     "config": "check, show or describe the settings",
     "engine": "simulate model servers over HTTP",
@@ -22,6 +23,7 @@ SUBCOMMANDS = {
     "demo": "a simulated fleet under three routers, in two minutes",
     "calibrate": "engine constants for the simulator from benchmark results or a live server",
     "casestudy": "the public three-vendor benchmark and what policies would have done there",
+    "conformance": "black-box tests for any endpoint picker behind Envoy's ext_proc",
 }
 
 

@@ -35,12 +35,17 @@ def run(args: argparse.Namespace) -> int:
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # every connection is two files
+    open_files()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         speed = args.clock_speed
         return runner.run(_serve(settings, _clock(time.monotonic, speed), _clock(time.time, speed)))
+
+
+def open_files() -> None:
+    """As many as may be: every connection is two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _clock(clock: Clock, speed: float) -> Clock:
@@ -54,14 +59,14 @@ async def _serve(settings: Settings, clock: Clock, wall: Clock) -> int:
         loop.add_signal_handler(number, stop.set)
     application = Application(settings, clock, wall=wall)
     async with application.running():
-        _tune_gc()
+        tune_gc()
         print(report(application), flush=True)
         await stop.wait()
         print("draining", file=sys.stderr, flush=True)
     return 0
 
 
-def _tune_gc() -> None:
+def tune_gc() -> None:
     """What start-up made stays for good; what requests make is freed by reference counts, cycles are rare."""
     gc.collect()
     gc.freeze()

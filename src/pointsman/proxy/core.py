@@ -84,7 +84,9 @@ class Core:
         wall: Clock = time.time,
         *,
         sees_responses: bool = True,
+        knows_models: bool = True,
     ) -> None:
+        """``sees_responses``, ``knows_models``: of the router."""
         self.settings = settings
         self.clock = clock
         self.pool = Pool(clock, settings.breaker, settings.running_costs)
@@ -107,7 +109,14 @@ class Core:
         self.tracing = Tracing(settings, self.pool, scheduler, clock) if settings.trace.path else None
         if self.tracing:
             observers.append(self.tracing.observer)
-        self.router = Router(self.pool, scheduler, observers, policy.parsers, sees_responses=sees_responses)
+        self.router = Router(
+            self.pool,
+            scheduler,
+            observers,
+            policy.parsers,
+            sees_responses=sees_responses,
+            knows_models=knows_models,
+        )
         metrics = metrics_settings(policy, settings.metrics)
         self.scraper = Scraper(self.pool, metrics, clock, page_source(policy))
         discovery = discovery_settings(policy, settings.discovery)
