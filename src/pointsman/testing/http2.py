@@ -8,7 +8,7 @@ import asyncio
 import struct
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from pointsman.extproc.grpc import Stream
 from pointsman.extproc.h2 import (
@@ -117,6 +117,19 @@ class Peer:
     async def flush(self) -> None:
         """Wait until most of what was sent is on its way."""
         await self._writer.drain()
+
+    def reads(self, on: bool) -> None:
+        """Take what the server sends from the socket, or leave it there."""
+        transport = cast(asyncio.Transport, self._writer.transport)
+        if on:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()
+
+    async def take(self, size: int) -> bytes:
+        """The next bytes, whatever frames they are."""
+        async with asyncio.timeout(WAIT_S):
+            return await self._reader.readexactly(size)
 
     async def read(self) -> Frame | None:
         """The next frame; None when the connection has ended."""
