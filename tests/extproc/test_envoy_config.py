@@ -132,10 +132,13 @@ def test_without_the_picker_requests_go_on_or_fail_as_set() -> None:
             assert list(values(tree, "failure_mode_allow")) == [allowed]
 
 
-def test_nothing_of_a_response_passes_the_picker() -> None:
-    (mode,) = values(config(), "processing_mode")
+def test_nothing_of_an_unseen_response_passes_the_picker() -> None:
+    (mode,) = values(config("picker.responses=unseen"), "processing_mode")
     assert mode["response_header_mode"] == mode["response_trailer_mode"] == "SKIP"
     assert mode["response_body_mode"] == "NONE"
+    (mode,) = values(config(), "processing_mode")
+    assert mode["request_body_mode"] == "BUFFERED"
+    assert mode["response_body_mode"] == "FULL_DUPLEX_STREAMED"
 
 
 def test_limits_are_those_of_the_settings() -> None:

@@ -19,7 +19,6 @@ from pointsman.cli.serve import base_url, describe, first_request
 from pointsman.cli.settings import add_settings_arguments, settings_from
 from pointsman.config import Settings, check_endpoint
 from pointsman.errors import SettingsError
-from pointsman.proxy.core import Core, Front
 
 if TYPE_CHECKING:  # they need the extra
     from pointsman.extproc.envoy_process import EnvoyProcess
@@ -102,7 +101,7 @@ def _print(args: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _picker(settings: Settings, folder: Path, ready_file: int) -> int:
-    from pointsman.extproc.standalone import Ready, Sockets
+    from pointsman.extproc.standalone import Ready, Sockets, picker
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -110,7 +109,7 @@ async def _picker(settings: Settings, folder: Path, ready_file: int) -> int:
         loop.add_signal_handler(number, stop.set)
     settings.log.requests = False  # Envoy writes the lines: it sees all of every request
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-    core, front = _core(settings, Sockets(folder).requests, Sockets(folder).control)
+    core, front = picker(settings, Sockets(folder))
     async with core.running(front):
         ready = Ready(
             endpoints=[describe(member) for member in core.pool.members.values()],
@@ -124,14 +123,6 @@ async def _picker(settings: Settings, folder: Path, ready_file: int) -> int:
             print(f"picker: ready, at {folder}", flush=True)
         await stop.wait()
     return 0
-
-
-def _core(settings: Settings, requests: Path, control: Path) -> tuple[Core, Front]:
-    from pointsman.extproc.authz import fast_lane
-
-    if not settings.envoy.fast_lane:
-        raise SettingsError("envoy.fast_lane: only the fast lane is here yet; give --fast-lane")
-    return fast_lane(settings, requests, control)
 
 
 # -- both

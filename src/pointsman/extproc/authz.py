@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 
 from pointsman import api
-from pointsman.config import Server, Settings
+from pointsman.config import Server
 from pointsman.errors import PointsmanError, SettingsError
 from pointsman.extproc.access_log import AccessLogIntake
 from pointsman.extproc.completions import Completions
@@ -168,9 +168,3 @@ HEALTHY = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 UNHEALTHY = b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n"
 FAULT = b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"
 """Envoy goes on without us, or not, as set."""
-
-
-def fast_lane(settings: Settings, requests: Path, control: Path) -> tuple[Core, FastLane]:
-    """The core and its front; run them by ``core.running(front)``."""
-    core = Core(settings, sees_responses=False)
-    return core, FastLane(core, requests, control)

@@ -233,7 +233,8 @@ def _manager(settings: Settings) -> Tree:
         route_config=routes(settings),
         http_filters=[
             *_health(),
-            *((_authz(settings),) if settings.envoy.fast_lane else (_buffer(server), _ext_proc(settings))),
+            _buffer(server),
+            _authz(settings) if settings.envoy.fast_lane else _ext_proc(settings),
             _filter(
                 "envoy.filters.http.router",
                 any_("filters.http.router.v3.Router", suppress_envoy_headers=True),
@@ -265,18 +266,21 @@ def _health() -> Trees:
 
 
 def _buffer(server: Server) -> Tree:
-    """Whole bodies, as far as the limit goes: 413 beyond. The decision needs all of it anyway."""
+    """Whole bodies, as far as the limit goes: 413 beyond. The decision needs all of it anyway; and what came
+    in chunks goes on with its length.
+    """
     config = any_("filters.http.buffer.v3.Buffer", max_request_bytes=min(server.body_bytes, MAX_BODY_BYTES))
     return _filter("envoy.filters.http.buffer", config)
 
 
 def _ext_proc(settings: Settings) -> Tree:
-    """Ask with the whole body, and look no further: Envoy closes the picker's stream with its answer, so that
-    a running response does not depend on it any more.
+    """Ask with the whole body. The picker closes its stream with its answer, unless it must change or read
+    the response; so a running response does not depend on it any more.
 
-    With the body streamed (FULL_DUPLEX_STREAMED) Envoy enforces no message time-out, cannot fail open once
-    body bytes are away, and drops Content-Length.
+    With request bodies streamed (FULL_DUPLEX_STREAMED) Envoy enforces no message time-out, cannot fail open
+    once body bytes are away, and drops Content-Length.
     """
+    unseen = settings.picker.responses == "unseen"
     config = any_(
         "filters.http.ext_proc.v3.ExternalProcessor",
         grpc_service={"envoy_grpc": {"cluster_name": PICKER, "authority": PICKER}},
@@ -287,9 +291,9 @@ def _ext_proc(settings: Settings) -> Tree:
             "request_header_mode": "SEND",
             "request_body_mode": "BUFFERED",
             "request_trailer_mode": "SKIP",
-            "response_header_mode": "SKIP",
-            "response_body_mode": "NONE",
-            "response_trailer_mode": "SKIP",
+            "response_header_mode": "SKIP" if unseen else "SEND",
+            "response_body_mode": "NONE" if unseen else "FULL_DUPLEX_STREAMED",
+            "response_trailer_mode": "SKIP" if unseen else "SEND",
         },
         metadata_options={"receiving_namespaces": {"untyped": ["envoy.lb"]}},
     )

@@ -20,8 +20,12 @@ import msgspec
 
 from pointsman.config import Settings
 from pointsman.errors import SettingsError
+from pointsman.extproc.authz import FastLane
 from pointsman.extproc.envoy_config import Picker
 from pointsman.extproc.envoy_process import WITH_PARENT, EnvoyProcess
+from pointsman.extproc.picker import PickerFront
+from pointsman.extproc.processor import SEEN
+from pointsman.proxy.core import Core, Front
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +33,8 @@ AGAIN_S = 0.1
 MAX_AGAIN_S = 5.0
 """A picker that ends by itself is started again after so long: at first, and at most."""
 END_S = 10.0
+MESSAGE_REST_BYTES = 1024 * 1024
+"""What a gRPC message may have besides the body it carries."""
 
 
 class PickerEnded(Exception):
@@ -65,6 +71,18 @@ class Sockets(msgspec.Struct, frozen=True):
     @property
     def picker(self) -> Picker:
         return Picker(requests=f"unix:{self.requests}", control=f"unix:{self.control}")
+
+
+def picker(settings: Settings, sockets: Sockets) -> tuple[Core, Front]:
+    """The picker's core and its front at these sockets; run them by ``core.running(front)``."""
+    limit = max(settings.picker.message_bytes, settings.server.body_bytes + MESSAGE_REST_BYTES)
+    settings.picker.message_bytes = limit
+    sees = settings.picker.responses == SEEN and not settings.envoy.fast_lane
+    # A model that no endpoint lists may have been loaded a moment ago: the engine knows.
+    core = Core(settings, sees_responses=sees, knows_models=False)
+    if settings.envoy.fast_lane:
+        return core, FastLane(core, sockets.requests, sockets.control)
+    return core, PickerFront(core, (sockets.requests, sockets.control))
 
 
 Report = Callable[[Settings, Ready, EnvoyProcess], None]
