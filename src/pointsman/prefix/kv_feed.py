@@ -13,6 +13,7 @@ from pointsman.types import Clock
 
 log = logging.getLogger(__name__)
 
+WARN_EVERY_S = 60.0
 Take = Callable[[list[bytes]], None]
 
 
@@ -75,6 +76,7 @@ class Feed:
         self._sockets = sockets
         self._clock = clock
         self._timing = timing
+        self._warn_at_s = float("-inf")
         self._fed = False
         """The sink knows of this endpoint."""
         self._addresses: Sequence[SourceAddress] = ()
@@ -133,11 +135,13 @@ class Feed:
         self._sink.apply(self._slot, events, self._clock())
 
     def lost(self, source: Source) -> None:
-        log.warning(
-            "KV events of %s (rank %d) were missed and cannot be had again; what it holds is forgotten",
-            self.name,
-            source.rank,
-        )
+        if self._clock() >= self._warn_at_s:
+            self._warn_at_s = self._clock() + WARN_EVERY_S
+            log.warning(
+                "KV events of %s (rank %d) were missed and cannot be had again; what it holds is forgotten",
+                self.name,
+                source.rank,
+            )
         self._clear()
         for wired in list(self._wired.values()):
             if wired.source is not source:
