@@ -251,6 +251,27 @@ class Envoy(_Section):
     max_connections: Annotated[int, Meta(ge=0), _says("of clients; 0: as many as open files allow for")] = 0
 
 
+class Tokens(_Section):
+    """Prompts as token ids, which precise prefix routing goes by. Engines are asked for those of models that
+    are not named here.
+    """
+
+    models: Annotated[
+        Mapping[str, str],
+        _says("folder with tokenizer.json by model name, * for all others: tokenised here; extra tokens"),
+    ] = {}
+    allow_download: Annotated[bool, _says("what is no folder is fetched from the Hugging Face hub")] = False
+    url: Annotated[str, _says("server that is asked in the engines' place, such as `vllm launch render`")] = (
+        ""
+    )
+    budget_s: Annotated[Seconds, _says("a request waits so long for them, then goes without")] = 0.05
+    cache_bytes: Annotated[
+        int,
+        Meta(ge=1 << 20),
+        _says("for texts tokenised lately, so that a next turn costs what is new in it"),
+    ] = 64 * 1024 * 1024
+
+
 class Log(_Section):
     """What is written to standard error."""
 
@@ -303,6 +324,7 @@ class Settings(_Section):
     kv_events: KvEvents = msgspec.field(default_factory=KvEvents)
     picker: Picker = msgspec.field(default_factory=Picker)
     envoy: Envoy = msgspec.field(default_factory=Envoy)
+    tokens: Tokens = msgspec.field(default_factory=Tokens)
     log: Log = msgspec.field(default_factory=Log)
     decisions: Decisions = msgspec.field(default_factory=Decisions)
     learned: Learned = msgspec.field(default_factory=Learned)

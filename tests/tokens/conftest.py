@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -158,3 +159,28 @@ def kind(request: pytest.FixtureRequest) -> tuple[Tokenizer, bool]:
     """A tokenizer of each kind, and whether it can be cut between words."""
     make, between_words = KINDS[request.param]
     return special_around(make()), between_words
+
+
+CHATML = (
+    "{% if tools %}<|im_start|>tools {{ tools | tojson }}<|im_end|>{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for call in m.tool_calls or [] %} {{ call.function.name }}({{ call.function.arguments | tojson }})"
+    "{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def qwen() -> Tokenizer:
+    return special_around(KINDS["qwen"][0]())
+
+
+@pytest.fixture
+def folder(tmp_path: Path, qwen: Tokenizer) -> Path:
+    """A model's tokenizer and chat template as its engine has them."""
+    made = tmp_path / "model"
+    made.mkdir()
+    qwen.save(str(made / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": CHATML}
+    (made / "tokenizer_config.json").write_text(json.dumps(config))
+    return made

@@ -72,7 +72,7 @@ def whole(library: Library, text: str, *, add_special: bool) -> bytes:
 @given(text=texts)
 def test_pieces_have_the_tokens_of_the_whole(kind: Kind, text: str) -> None:
     library, _ = kind
-    tokenizer = Tokenizer(library, Memory(1 << 20), piece_chars=1)
+    tokenizer = Tokenizer(library, Memory(1 << 20), 1, 1)
     for add_special in (False, True):
         assert tokenizer.encode(text, add_special=add_special) == whole(
             library, text, add_special=add_special
@@ -84,7 +84,7 @@ def test_pieces_have_the_tokens_of_the_whole(kind: Kind, text: str) -> None:
 @given(text=texts, more=texts, least=st.integers(1, 12))
 def test_a_text_that_goes_on_has_the_same_pieces(kind: Kind, text: str, more: str, least: int) -> None:
     cuts = Cuts(kind[0].to_str())
-    pieces, longer = cuts.pieces(text, least), cuts.pieces(text + more, least)
+    pieces, longer = cuts.pieces(text, least, 2 * least), cuts.pieces(text + more, least, 2 * least)
     assert "".join(longer) == text + more
     assert all(len(piece) >= least for piece in longer[:-1])
     assert longer[: len(pieces) - 1] == pieces[:-1]
@@ -94,12 +94,12 @@ def test_what_is_cut_between_words(kind: Kind) -> None:
     library, between_words = kind
     cuts = Cuts(library.to_str())
     assert cuts.between_words == between_words
-    assert len(cuts.pieces("one and two and three", 1)) == (5 if between_words else 1)
+    assert len(cuts.pieces("one and two and three", 1, 1)) == (5 if between_words else 1)
 
 
 def test_every_kind_is_cut_before_special_tokens(kind: Kind) -> None:
     cuts = Cuts(kind[0].to_str())
-    assert cuts.pieces("<s>.<|im_start|>.<|im_end|>.</s>", 1) == [
+    assert cuts.pieces("<s>.<|im_start|>.<|im_end|>.</s>", 1, 9) == [
         "<s>.",
         "<|im_start|>.",
         "<|im_end|>.",
@@ -110,7 +110,7 @@ def test_every_kind_is_cut_before_special_tokens(kind: Kind) -> None:
 def test_sources_in_pieces_have_the_tokens_of_the_whole(kind: Kind) -> None:
     library, _ = kind
     text = "<|im_start|>".join(Path(name).read_text()[:6000] for name in (__file__, st.__file__))
-    tokenizer = Tokenizer(library, Memory(1 << 20), piece_chars=64)
+    tokenizer = Tokenizer(library, Memory(1 << 20), 16, 64)
     assert tokenizer.encode(text, add_special=True) == whole(library, text, add_special=True)
 
 
@@ -118,7 +118,7 @@ def test_a_next_turn_leaves_little_to_do(kind: Kind) -> None:
     library, between_words = kind
     if not between_words:
         pytest.skip("its words belong together")
-    tokenizer = Tokenizer(library, Memory(1 << 20), piece_chars=64)
+    tokenizer = Tokenizer(library, Memory(1 << 20), 16, 64)
     history = "<|im_start|>user " + "to be or not to be that is the question " * 50
     assert tokenizer.plan(history).missing_chars == len(history)
     tokenizer.encode(history, add_special=False)

@@ -65,7 +65,8 @@ def prompt_ids(raw: Raw) -> tuple[Tokenized, ...]:
     if bytes(memoryview(raw)[:1]) != b"[":
         return ()
     try:
-        return (Tokenized(pack(_one(raw))),)
+        ids = _one(raw)
+        return (Tokenized(pack(ids)),) if ids else ()
     except msgspec.DecodeError:
         pass
     try:

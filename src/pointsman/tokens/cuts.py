@@ -62,24 +62,28 @@ class Cuts:
     def __init__(self, text: str) -> None:
         tree = json.loads(text)
         added = [t for t in tree.get("added_tokens") or () if t["content"]]
-        alternatives = sorted(map(re.escape, _plain(added)), key=len, reverse=True)
+        special = sorted(map(re.escape, _plain(added)), key=len, reverse=True)
         self.between_words = _splits_words(tree) and not any(map(_joins_words, added))
-        if self.between_words:
-            alternatives.append(BETWEEN_WORDS)
-        self._places = re.compile("|".join(alternatives)) if alternatives else _NEVER
+        self._special = re.compile("|".join(special)) if special else _NEVER
+        self._words = re.compile(BETWEEN_WORDS) if self.between_words else _NEVER
 
-    def pieces(self, text: str, least_chars: int) -> list[str]:
-        """The text in pieces of at least so many characters, but for the last. A text that goes on has the
-        same pieces as the shorter one, but for the last of that.
+    def pieces(self, text: str, least_chars: int, least_words_chars: int) -> list[str]:
+        """The text in pieces of at least so many characters, but for the last: those before a special token,
+        which is where conversations go on, and those between words. A text that goes on has the same pieces
+        as the shorter one, but for the last of that.
         """
         found: list[str] = []
-        search, start = self._places.search, 0
-        while (place := search(text, start + least_chars)) is not None:
-            end = place.start()
+        special, words, start = self._special.search, self._words.search, 0
+        while True:
+            word = words(text, start + least_words_chars)
+            end = word.start() if word else len(text)
+            token = special(text, start + least_chars, end)
+            if token is not None:
+                end = token.start()
             found.append(text[start:end])
+            if token is None and word is None:
+                return found
             start = end
-        found.append(text[start:])
-        return found
 
 
 def _plain(added: Iterable[Node]) -> list[str]:

@@ -14,8 +14,11 @@ from pointsman.tokens.memory import Memory
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
 
-PIECE_CHARS = 512
-"""Smaller pieces leave less to tokenise again when a conversation goes on, and cost more to find."""
+PIECE_CHARS = 64
+"""Of pieces that end before a special token, at least."""
+WORDS_CHARS = 512
+"""Of those that end between words. Smaller ones leave less to tokenise again when a text goes on, and cost
+more to find."""
 _numbers = itertools.count()
 _PROBES = ("a", "Two words", "\n.")
 
@@ -36,19 +39,25 @@ class Plan:
 class Tokenizer:
     """Gives what the library gives for the whole text, without padding or truncation."""
 
-    def __init__(self, library: Library, memory: Memory, piece_chars: int = PIECE_CHARS) -> None:
+    def __init__(
+        self,
+        library: Library,
+        memory: Memory,
+        piece_chars: int = PIECE_CHARS,
+        words_chars: int = WORDS_CHARS,
+    ) -> None:
         library.no_padding()
         library.no_truncation()
         self._library = library
         self._memory = memory
-        self._piece_chars = piece_chars
+        self._least = piece_chars, words_chars
         self._number = next(_numbers)
         self._cuts = Cuts(library.to_str())
         self._around = self._learn_around()
 
     def plan(self, text: str) -> Plan:
         """What has to be done for ``finish``; takes microseconds."""
-        pieces = self._cuts.pieces(text, self._piece_chars)
+        pieces = self._cuts.pieces(text, *self._least)
         return Plan(pieces, self._memory.get(self._number, pieces))
 
     def finish(self, plan: Plan, *, add_special: bool) -> bytes:
