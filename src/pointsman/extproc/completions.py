@@ -19,8 +19,8 @@ ARRIVAL_S = 0.5
 LOG_DELAY_S = 5.0
 """How late a line of the access log may be; Envoy buffers them for a second by default. What has no line by
 then and is not at its engine either is over."""
-LOG_SILENCE_S = 60.0
-"""When no line has come for so long, there is no log, and pages are believed at once."""
+NO_LOG = 20
+"""So many requests in a row without a line mean that there is no log; then pages are believed at once."""
 
 
 class Unseen(NamedTuple):
@@ -63,7 +63,8 @@ class Completions:
         """By request id: clients may use one twice."""
         self._pages: dict[str, _Page] = {}
         """By endpoint: what is compared with our own count as soon as the log has had its time."""
-        self._log_s = float("-inf")
+        self._without_line = 0
+        """Requests that pages told the end of, since a line came."""
         self._count = 0
         pool.listen(self._on_pool)
 
@@ -77,7 +78,7 @@ class Completions:
 
     def add(self, name: str, flight: Flight, started_s: float) -> None:
         """Nothing more will be seen of this request."""
-        if self._clock() - self._log_s >= LOG_SILENCE_S:
+        if self._without_line >= NO_LOG:
             self._pool.abandoned(flight.decision.chosen)  # its answer would prove the endpoint; nobody tells
         self._flying[name] = Unseen(flight, started_s)
         self._names.setdefault(flight.request.id, []).append(name)
@@ -86,7 +87,7 @@ class Completions:
 
     def completed(self, told: Completion) -> None:
         """A line of the access log. Those we do not know, or know to be over, are nobody's business."""
-        self._log_s = self._clock()
+        self._without_line = 0
         name = told.flight or next(iter(self._names.get(told.request_id, ())), "")
         unseen = self._flying.get(name)
         if unseen is None or (told.request_id and unseen.flight.request.id != told.request_id):
@@ -133,8 +134,9 @@ class Completions:
         for name, unseen in list(self._flying.items()):
             if now_s - unseen.started_s < self._timeout_s:
                 break
+            self._pool.abandoned(unseen.flight.decision.chosen)
             self._end(name, Ending.OK, "unseen_timeout")
-        delay_s = LOG_DELAY_S if now_s - self._log_s < LOG_SILENCE_S else 0.0
+        delay_s = LOG_DELAY_S if self._without_line < NO_LOG else 0.0
         for endpoint, names in self._by_endpoint().items():
             page = self._page(endpoint)
             if now_s - page.at_s >= delay_s:
@@ -142,6 +144,8 @@ class Completions:
                 flying = self._flying
                 there = [n for n in names if flying[n].flight.decision.at_s + ARRIVAL_S <= page.at_s]
                 for name in there[: max(0, len(there) - page.requests)]:
+                    self._without_line += 1
+                    self._pool.answered(flying[name].flight.decision.chosen)
                     self._end(name, Ending.OK, "unseen")
 
     def _by_endpoint(self) -> dict[str, list[str]]:
@@ -154,10 +158,10 @@ class Completions:
     def _page(self, endpoint: str) -> _Page:
         """The page to compare with: kept until the log has had its time."""
         member = self._pool.members.get(endpoint)
-        if member is None:  # it has left the pool: nobody will tell
-            return _Page(self._clock(), 0)
-        metrics = member.endpoint.metrics
-        page = _Page(metrics.at_s, round(metrics.running + metrics.waiting))
+        page = _Page(self._clock(), 0)  # of one that has left the pool: nobody else will tell
+        if member is not None:
+            metrics = member.endpoint.metrics
+            page = _Page(metrics.at_s, round(metrics.running + metrics.waiting))
         return self._pages.setdefault(endpoint, page)
 
     def _on_pool(self, event: str, endpoint: Endpoint) -> None:
