@@ -251,3 +251,22 @@ async def test_without_the_picker_requests_go_on_or_fail_as_set(fast: bool, down
 
         await gateway.until(asked)
         assert (await client.ask(ASK)).status == 200
+
+
+@LANES
+async def test_an_endpoint_gets_its_own_headers_and_the_client_s_else(fast: bool) -> None:
+    async with FakeUpstream() as keyed, FakeUpstream() as bare:
+        endpoint = {"url": keyed.url, "api_key": "secret", "headers": {"X-Team": "a b"}}
+        async with (
+            behind_envoy(endpoint, bare, fast_lane=fast) as gateway,
+            gateway.client() as client,
+        ):
+            objective = "x-llm-d-inference-objective: o"
+            for _ in range(4):
+                assert (await client.ask(ask("m", "authorization: Bearer mine", objective))).status == 200
+            for engine, key in ((keyed, "Bearer secret"), (bare, "Bearer mine")):
+                assert [r.headers["authorization"] for r in engine.requests] == [key] * 2
+                assert not any("x-llm-d-inference-objective" in r.headers for r in engine.requests)
+            assert keyed.requests[0].headers["x-team"] == "a b"
+            assert "x-team" not in bare.requests[0].headers
+            assert keyed.requests[0].headers["host"] == "127.0.0.1"

@@ -15,13 +15,14 @@ from google.protobuf.message import DecodeError
 
 from pointsman.extproc.envoy_clusters import LB_METADATA
 from pointsman.extproc.grpc import Service, Stream
+from pointsman.extproc.headers import FLIGHT
 
 log = logging.getLogger(__name__)
 
 ALS = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
 INVALID_ARGUMENT = 3
 
-FLIGHT_KEYS = (("envoy.filters.http.ext_authz", "x-pointsman-flight"), (LB_METADATA, "x-pointsman-flight"))
+FLIGHT_KEYS = (("envoy.filters.http.ext_authz", FLIGHT), (LB_METADATA, FLIGHT))
 """Where in a request's metadata the picker's own name for it may be."""
 
 FAULTS = (

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 from pointsman.config import Endpoint, Settings
+from pointsman.endpoints.discovery import file
+from pointsman.endpoints.target import request_headers
 from pointsman.errors import SettingsError
+from pointsman.extproc.headers import DESTINATION
 
 Tree: TypeAlias = dict[str, object]
 
@@ -21,6 +24,8 @@ LB_METADATA = "envoy.lb"
 TLS_MATCH = "envoy.transport_socket_match"
 """Where Envoy looks in an endpoint's metadata for how to speak to it."""
 TLS_KEY = "tls"
+HEADERS = "pointsman.headers"
+"""Where an endpoint's own request headers are in its metadata."""
 
 _MESSAGE_WINDOW_BYTES = 16 * 1024 * 1024
 _KEEPALIVE = {"keepalive_probes": 3, "keepalive_time": 60, "keepalive_interval": 10}
@@ -59,9 +64,10 @@ def picker_clusters(settings: Settings, requests: str, control: str) -> Sequence
 def endpoints_cluster(settings: Settings) -> Tree:
     """The endpoints: those that the picker chooses; without its word, the one with the least requests."""
     upstream = settings.upstream
+    endpoints = known_endpoints(settings)
     fast = settings.envoy.fast_lane
-    header: Tree = {"header": "x-gateway-destination-endpoint"}
-    metadata: Tree = {"metadata": {"key": LB_METADATA, "path": [{"key": "x-gateway-destination-endpoint"}]}}
+    header: Tree = {"header": DESTINATION}
+    metadata: Tree = {"metadata": {"key": LB_METADATA, "path": [{"key": DESTINATION}]}}
     # One source: Envoy adds several up, and a retry would go to the same endpoint again.
     choice = any_(
         "load_balancing_policies.override_host.v3.OverrideHost",
@@ -88,10 +94,42 @@ def endpoints_cluster(settings: Settings) -> Tree:
         "circuit_breakers": _UNLIMITED,
         "upstream_connection_options": {"tcp_keepalive": _KEEPALIVE},
         "typed_extension_protocol_options": _http(
-            {"http_protocol_options": {}}, idle_timeout=f"{upstream.idle_s:.3f}s"
+            {"http_protocol_options": {}},
+            common_http_protocol_options={"idle_timeout": f"{upstream.idle_s:.3f}s"},
+            http_filters=_own_headers(endpoints),
         ),
-        "transport_socket_matches": _sockets(settings.endpoints),
+        "transport_socket_matches": _sockets(endpoints),
     }
+
+
+def known_endpoints(settings: Settings) -> Sequence[Endpoint]:
+    """Those of the settings and of the watched file as it is now."""
+    watched = settings.discovery.file
+    return [*settings.endpoints, *(file.read(watched) if watched else ())]
+
+
+def _own_headers(endpoints: Sequence[Endpoint]) -> Sequence[Tree]:
+    """A filter that adds each endpoint's own headers (credentials), which are in its metadata: it runs for
+    each try, when the endpoint is known.
+    """
+    names = sorted({name.decode("latin-1") for e in endpoints for name in request_headers(e)})
+    if not names:
+        return []
+    added = [
+        {
+            "append": {
+                "header": {"key": name, "value": f"%UPSTREAM_METADATA({HEADERS}:{name})%"},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+        }
+        for name in names
+    ]
+    mutation = any_("filters.http.header_mutation.v3.HeaderMutation", mutations={"request_mutations": added})
+    codec = any_("filters.http.upstream_codec.v3.UpstreamCodec")
+    return [
+        {"name": "envoy.filters.http.header_mutation", "typed_config": mutation},
+        {"name": "envoy.filters.http.upstream_codec", "typed_config": codec},
+    ]
 
 
 def _policy(name: str, config: Tree) -> Tree:
@@ -112,10 +150,8 @@ _UNLIMITED: Mapping[str, object] = {
 """Admission is the picker's; Envoy's own limits (1,024) would answer 503 in its place."""
 
 
-def _http(explicit: Tree, **common: object) -> Tree:
-    options = any_("upstreams.http.v3.HttpProtocolOptions", explicit_http_config=explicit)
-    if common:
-        options["common_http_protocol_options"] = common
+def _http(explicit: Tree, **others: object) -> Tree:
+    options = any_("upstreams.http.v3.HttpProtocolOptions", explicit_http_config=explicit, **others)
     return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}
 
 

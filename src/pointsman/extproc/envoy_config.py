@@ -24,12 +24,10 @@ from pointsman.extproc.envoy_clusters import (
     picker_clusters,
 )
 from pointsman.extproc.envoy_routes import routes
+from pointsman.extproc.headers import DESTINATION, DROPPED, FLIGHT, SERVED
 
 Trees: TypeAlias = Sequence[Tree]
 
-DESTINATION = "x-gateway-destination-endpoint"
-FLIGHT = "x-pointsman-flight"
-"""Names a request of the fast lane to the picker when Envoy's access log tells how it ended."""
 DECIDE = "/decide"
 """Before the path of a request that the fast lane asks about."""
 AUTHZ = "envoy.filters.http.ext_authz"
@@ -37,13 +35,13 @@ EXT_PROC = "envoy.filters.http.ext_proc"
 
 STRIPPED = (
     DESTINATION,
-    "x-gateway-destination-endpoint-served",
-    "x-llm-d-request-dropped-reason",
+    SERVED,
+    DROPPED,
+    FLIGHT,
     "x-prefiller-host-port",
     "x-encoder-hosts-ports",
     "x-data-parallel-host-port",
     "x-kv-cache-source-host-port",
-    FLIGHT,
 )
 """The picker's to say. A client that could say them would steer requests to whatever address it names."""
 
@@ -304,7 +302,7 @@ def _authz(settings: Settings) -> Tree:
     """Ask over plain HTTP: an answer of 200 names the endpoint, any other goes to the client."""
     answer: Tree = {
         "allowed_upstream_headers": _exactly(DESTINATION),
-        "allowed_client_headers": _exactly("content-type", "retry-after", "x-llm-d-request-dropped-reason"),
+        "allowed_client_headers": _exactly("content-type", "retry-after", DROPPED),
         "dynamic_metadata_from_headers": _exactly(FLIGHT),
     }
     config = any_(

@@ -86,6 +86,7 @@ class EnvoyProcess:
             *(sys.executable, "-c", WITH_PARENT, binary, "-c", str(path)),
             *("--concurrency", str(settings.envoy.threads or os.cpu_count() or 1)),
             *("--disable-hot-restart", "--log-level", "warning", "--skip-deprecated-logs"),
+            *("--file-flush-interval-msec", "250"),
             *("--drain-strategy", "immediate", "--drain-time-s", "1"),
             *("--admin-address-path", str(folder / "admin")),
             start_new_session=True,  # a terminal's Ctrl-C is ours to pass on

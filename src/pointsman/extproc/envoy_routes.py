@@ -8,12 +8,21 @@ from collections.abc import Iterator, Sequence
 
 from pointsman.config import Settings, Upstream
 from pointsman.extproc.envoy_clusters import ENDPOINTS, Tree, any_
+from pointsman.proxy.head import STEERING
 from pointsman.proxy.paths import ADMINISTRATION, PASSED
 
 DECIDING = ("envoy.filters.http.buffer", "envoy.filters.http.ext_proc", "envoy.filters.http.ext_authz")
 """Filters that what is refused need not pass."""
 ODD_PATH = ".*(%|//).*"
 """An encoded or doubled slash may mean another path to the engine than to Envoy."""
+READ = tuple(
+    sorted(
+        name.decode()
+        for name in STEERING
+        if name.endswith((b"-id", b"-objective", b"-rewrite", b"-ms", b"-fps", b"-seconds", b"-resolution"))
+    )
+)
+"""What clients tell the picker (llm-d's control headers): no business of an engine."""
 NOT_FOUND = (
     '{"error": {"message": "This path is not served here.", "type": "invalid_request_error", '
     '"param": null, "code": "path_not_found"}}'
@@ -29,6 +38,7 @@ def routes(settings: Settings) -> Tree:
             {
                 "name": "all",
                 "domains": ["*"],
+                "request_headers_to_remove": list(READ),
                 # Retries keep the body; where they may not, Envoy answers 507.
                 "request_body_buffer_limit": settings.server.body_bytes,
                 "routes": [

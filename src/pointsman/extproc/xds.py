@@ -18,8 +18,9 @@ from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, Discovery
 from google.protobuf.message import DecodeError
 
 from pointsman.endpoints.pool import Member, Pool
+from pointsman.endpoints.target import request_headers
 from pointsman.extproc.destinations import Destinations
-from pointsman.extproc.envoy_clusters import TLS_KEY, TLS_MATCH, tls_name
+from pointsman.extproc.envoy_clusters import HEADERS, TLS_KEY, TLS_MATCH, tls_name
 from pointsman.extproc.grpc import Call, Service, Stream
 from pointsman.types import Endpoint
 
@@ -108,6 +109,8 @@ def _endpoint(where: str, member: Member) -> LbEndpoint:
         tree.health_status = HealthStatus.UNHEALTHY
     else:
         tree.health_status = HealthStatus.HEALTHY
+    for name, value in request_headers(target.settings).items():
+        tree.metadata.filter_metadata[HEADERS][name.decode("latin-1")] = value.decode("latin-1")
     if target.url.tls:
         tree.metadata.filter_metadata[TLS_MATCH][TLS_KEY] = tls_name(target.settings)
     return tree
