@@ -7,6 +7,7 @@ import base64
 import gzip
 import json
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -382,6 +383,28 @@ async def test_off_means_that_nobody_is_asked() -> None:
         intake.events.tick()
         assert intake.events._followed == {}
         assert intake.events.sources() == []
+
+
+@pytest.fixture
+def no_pyzmq(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an install without the extra."""
+    monkeypatch.delitem(sys.modules, "pointsman.prefix.kv_socket")
+    monkeypatch.setitem(sys.modules, "zmq", None)  # type: ignore[arg-type] - what Python keeps for "there is none"
+
+
+@pytest.mark.parametrize("settings", [{"mode": "on"}, {"bind": "tcp://*:5557"}])
+@pytest.mark.usefixtures("no_pyzmq")
+async def test_who_wants_events_without_pyzmq_is_told_what_to_install(settings: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=r"kv_events: .*pip install 'pointsman\[kv-events\]'"):
+        Intake(**settings)
+
+
+@pytest.mark.usefixtures("no_pyzmq")
+async def test_who_did_not_ask_for_events_does_without_pyzmq() -> None:
+    async with engine_saying({}) as upstream, Intake() as intake:
+        intake.join(upstream.url)
+        assert intake.events.sources() == []
+    assert upstream.requests == []
 
 
 def free_ports(count: int) -> list[int]:

@@ -38,8 +38,8 @@ class _Told(msgspec.Struct):
 def told(page: bytes, host: str) -> list[SourceAddress] | None:
     """What the page says; [] when there are no events, None when it says nothing that we understand.
 
-    vLLM 0.32 has the engine's configuration by rank, in which the port is that of rank 0. Other versions list
-    what the publishers are bound to, with or without {"sources": ...} around it.
+    vLLM 0.32 has the engine's configuration by rank. Other versions list what the publishers are bound to,
+    with or without {"sources": ...} around it.
     """
     try:
         tree = msgspec.json.decode(page)
@@ -74,9 +74,9 @@ def _resolved(entries: Sequence[_Told], host: str) -> list[SourceAddress]:
 
 
 def _configured(by_rank: dict[int, _Told], host: str) -> list[SourceAddress]:
-    """Ranks that share an address publish at its port plus their rank."""
+    """Ranks that are told the same address publish at its port plus their rank."""
     told = {rank: e for rank, e in by_rank.items() if _publishes(rank, e)}
-    shared = len({e.endpoint for e in told.values()}) == 1
+    shared = len(told) > 1 and len({e.endpoint for e in told.values()}) == 1
     found = []
     for rank, e in sorted(told.items()):
         offset = rank if shared else 0
