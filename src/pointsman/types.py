@@ -67,6 +67,8 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     """
     tokenized: tuple[Tokenized, ...] = ()
     """The prompts as token ids, in their order; empty where nobody needs them or they are not known."""
+    untokenized: str = ""
+    """Why they are not known although somebody needs them."""
     cache_salt: str = ""
     """Only requests with the same salt share KV blocks."""
     prompt_tokens: int = 0
@@ -301,6 +303,10 @@ class Decision(msgspec.Struct):
     matched_tokens: int = 0
     """Prompt tokens we believe the chosen endpoint holds in its prefix cache."""
     prompt_tokens: int = 0
+    by_events: bool = False
+    """``matched_tokens`` is what its engine told in KV events; else what was sent there tells."""
+    untokenized: str = ""
+    """Why the prompts' token ids were wanted and not known."""
     response_headers: tuple[tuple[str, str], ...] = ()
     tried: tuple[str, ...] = ()
     """Endpoints that failed this request before ``chosen`` got it."""

@@ -94,6 +94,7 @@ def test_a_decision_is_told_whole_as_json() -> None:
         "tried_before": ["e2"],
         "prompt_tokens": 100,
         "matched_tokens": 64,
+        "matched_by": "sent",
         "predicted": {"queue_s": 0.5, "prefill_s": 0.25, "step_s": 0.01},
         "outcome": told["outcome"],
     }

@@ -130,9 +130,9 @@ def test_learns_an_engines_block_size_but_no_smaller_one_than_llm_d() -> None:
 
 def test_only_so_much_of_a_prompt_counts() -> None:
     index = PrefixIndex(block_tokens=64, max_prefix_tokens=384)
-    assert index.match(request("x" * 4 * 64 * 9)).total_blocks == 6
+    assert index.match(request("x" * 4 * 64 * 9)).total == 6
     index.set_max_prefix_tokens(0)
-    assert index.match(request("x" * 4 * 64 * 9)).total_blocks == 9
+    assert index.match(request("x" * 4 * 64 * 9)).total == 9
 
 
 def test_requests_share_a_prefix_only_with_the_same_model_and_root() -> None:
@@ -149,8 +149,8 @@ def test_a_rest_that_does_not_fill_a_block_does_not_count() -> None:
     index = PrefixIndex(block_tokens=64)
     index.add(0)
     index.insert(0, index.match(request("x" * 1300)).chains)
-    assert index.match(request("x" * 1310)).blocks_by_slot == {0: 5}
-    assert index.match(request("x" * 1023)).total_blocks == 0
+    assert index.match(request("x" * 1310)).held_by_slot == {0: 5}
+    assert index.match(request("x" * 1023)).total == 0
 
 
 def test_a_prompt_in_use_stays_while_others_come_and_go() -> None:
@@ -187,7 +187,7 @@ def test_finds_any_number_of_holders_at_any_depth() -> None:
     for slot in range(0, 300, 3):
         index.add(slot)
         index.insert(slot, index.match(request(text[: 256 * (slot % 4 + 4)])).chains)
-    assert index.match(request(text)).blocks_by_slot == {slot: slot % 4 + 4 for slot in range(0, 300, 3)}
+    assert index.match(request(text)).held_by_slot == {slot: slot % 4 + 4 for slot in range(0, 300, 3)}
 
 
 def test_the_shared_part_of_prompts_is_found_block_by_block() -> None:
@@ -198,7 +198,7 @@ def test_the_shared_part_of_prompts_is_found_block_by_block() -> None:
     for shared in (20, 5, 12, 13, 23, 4):
         branch = text[: 256 * shared] + rng.randbytes(256 * 8)
         match = index.match(request(prompts=(Prompt(branch, 0),)))
-        assert match.blocks_by_slot == {0: shared}
+        assert match.held_by_slot == {0: shared}
         index.insert(0, match.chains)
         assert index.match(request(prompts=(Prompt(branch, 0),))).ratio(0) == 1.0
         assert index.match(request(prompts=(Prompt(text, 0),))).ratio(0) == 1.0
@@ -234,7 +234,7 @@ def test_chains_matched_before_the_index_changed_are_inserted_as_they_are_now() 
     index.insert(0, index.match(request(text[: 256 * 8] + "y" * 256 * 4)).chains)
     index.insert(0, early)
     index.insert(1, early)
-    assert index.match(request(text)).blocks_by_slot == {0: 12, 1: 12}
+    assert index.match(request(text)).held_by_slot == {0: 12, 1: 12}
     assert index.blocks(0) == 9 + 4
 
 
@@ -246,7 +246,7 @@ def test_a_large_prompt_in_steady_use_ages_nothing_away() -> None:
     for one in small:  # each use of the large prompt begins a generation
         index.insert(0, index.match(one).chains)
         index.insert(0, index.match(large).chains)
-    assert index.tokens(0) == 64 * (4 * 60 + index.match(large).total_blocks)
+    assert index.tokens(0) == 64 * (4 * 60 + index.match(large).total)
     assert all(index.match(one).ratio(0) == 1.0 for one in (*small, large))
     fill(index, 0, 64 * 12, rng)
     assert not any(index.match(one).ratio(0) for one in small[:30])

@@ -32,9 +32,9 @@ def test_endpoints_that_join_are_indexed_until_they_leave_or_restart() -> None:
     for slot in (0, 1):
         index.insert(slot, index.match(request(TEXT)).chains)
     publish(pool, "a", 0, 0, restarted=True)
-    assert set(index.match(request(TEXT)).blocks_by_slot) == {1}
+    assert set(index.match(request(TEXT)).held_by_slot) == {1}
     pool.remove("b")
-    assert index.match(request(TEXT)).blocks_by_slot == {}
+    assert index.match(request(TEXT)).held_by_slot == {}
 
 
 def test_one_block_size_suits_every_engine() -> None:

@@ -113,7 +113,7 @@ class Index(RuleBasedStateMachine):
     def matches_as_walking_would(self, texts: list[str]) -> None:
         match = self.index.match(ask(texts))
         asked = sum(tokens(len(text)) for text in texts)
-        assert match.total_blocks == asked // BLOCK
+        assert match.total == asked // BLOCK
         for slot in self.model.used:
             held = self.held(slot)
             expected = sum(tokens(len([b for b in blocks(text) if b in held])) for text in texts)
@@ -125,9 +125,9 @@ class Index(RuleBasedStateMachine):
         old, self.index = self.index, PrefixIndex(block_tokens=BLOCK)
         for slot, capacity in self.model.capacity.items():
             self.index.add(slot, capacity * BLOCK or 1)
-            before = [old.match(ask([text])).blocks_by_slot.get(slot) for text in EVERY]
+            before = [old.match(ask([text])).held_by_slot.get(slot) for text in EVERY]
             self.index.load(slot, old.dump(slot, 1 << 20))
-            assert [self.index.match(ask([text])).blocks_by_slot.get(slot) for text in EVERY] == before
+            assert [self.index.match(ask([text])).held_by_slot.get(slot) for text in EVERY] == before
 
     @precondition(lambda self: self.model.used)
     @rule()

@@ -68,7 +68,7 @@ def test_what_was_written_answers_every_match_as_before(
     names = decode(written(index, endpoints)).load(again, endpoints, 0.0)
     assert names == ["e0", "e1", "e2", "e3"]
     for text in (*asked, *(text for _, text in uses)):
-        assert again.match(ask(text)).blocks_by_slot == index.match(ask(text)).blocks_by_slot
+        assert again.match(ask(text)).held_by_slot == index.match(ask(text)).held_by_slot
     for slot in range(4):
         assert (again.blocks(slot), again.tokens(slot)) == (index.blocks(slot), index.tokens(slot))
 
@@ -85,15 +85,15 @@ def test_endpoints_may_be_written_one_by_one_while_requests_come(
         for slot, text in uses:
             use(index, slot, text)
         holders.append(Holder.of(index, endpoint, MANY))
-        held.append([index.match(ask(text)).blocks_by_slot.get(endpoint.slot) for text in asked])
+        held.append([index.match(ask(text)).held_by_slot.get(endpoint.slot) for text in asked])
     again = empty(4, capacity=30 * BLOCK)
     Snapshot(0.0, BLOCK, holders).load(again, endpoints, 0.0)
     for slot in range(4):
-        assert [again.match(ask(text)).blocks_by_slot.get(slot) for text in asked] == held[slot]
+        assert [again.match(ask(text)).held_by_slot.get(slot) for text in asked] == held[slot]
     for slot, text in after:
         use(again, slot, text)
         whole = ask(text)
-        assert again.match(whole).blocks_by_slot[slot] == len(whole.prompts[0].data) // (4 * BLOCK)
+        assert again.match(whole).held_by_slot[slot] == len(whole.prompts[0].data) // (4 * BLOCK)
 
 
 def test_the_oldest_goes_first_after_a_restart_too() -> None:
@@ -105,9 +105,9 @@ def test_the_oldest_goes_first_after_a_restart_too() -> None:
     decode(written(index, endpoints)).load(again, endpoints, 0.0)
     for letter in "uv":
         use(again, 0, letter * 5)
-    assert again.match(ask("a" * 5)).blocks_by_slot == {0: 8}
-    assert again.match(ask("b" * 5)).blocks_by_slot.get(0, 0) < 8
-    assert again.match(ask("h" * 5)).blocks_by_slot == {0: 8}
+    assert again.match(ask("a" * 5)).held_by_slot == {0: 8}
+    assert again.match(ask("b" * 5)).held_by_slot.get(0, 0) < 8
+    assert again.match(ask("h" * 5)).held_by_slot == {0: 8}
 
 
 def filled(slots: int, prompts: int) -> PrefixIndex:
@@ -152,8 +152,8 @@ def test_a_file_has_a_bound_and_the_oldest_is_left_out() -> None:
     assert whole // 4 < size <= whole // 2
     again = empty(1, capacity=640 * BLOCK)
     Snapshot(0.0, BLOCK, [half]).load(again, endpoints, 0.0)
-    assert again.match(ask("Z" * 9)).blocks_by_slot == {0: 12}
-    assert again.match(ask("a" * 9)).blocks_by_slot == {}
+    assert again.match(ask("Z" * 9)).held_by_slot == {0: 12}
+    assert again.match(ask("a" * 9)).held_by_slot == {}
 
 
 # what cannot be taken up
@@ -247,7 +247,7 @@ def test_an_endpoint_holds_what_it_held_when_its_engine_went_on(
     again = empty(1)
     names = decode(data).load(again, fleet(**now), passed_s)
     assert names == (["e0"] if believed else [])
-    assert again.match(ask("abc")).blocks_by_slot == ({0: 6} if believed else {})
+    assert again.match(ask("abc")).held_by_slot == ({0: 6} if believed else {})
 
 
 def test_endpoints_are_known_by_name_wherever_they_are_now() -> None:
@@ -256,4 +256,4 @@ def test_endpoints_are_known_by_name_wherever_they_are_now() -> None:
     data = written(index, fleet(name=["a", "b"]))
     again = empty(2)
     decode(data).load(again, fleet(name=["b", "c"]), 0.0)
-    assert again.match(ask("abc")).blocks_by_slot == {0: 6}
+    assert again.match(ask("abc")).held_by_slot == {0: 6}

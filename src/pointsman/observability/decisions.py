@@ -68,6 +68,8 @@ def render(decision: Decision) -> dict[str, Any]:
         "tried_before": list(decision.tried),
         "prompt_tokens": decision.prompt_tokens,
         "matched_tokens": decision.matched_tokens,
+        "matched_by": "events" if decision.by_events else "sent",
+        **({"untokenized": decision.untokenized} if decision.untokenized else {}),
         "predicted": msgspec.to_builtins(decision.predicted) if decision.predicted else None,
         "outcome": msgspec.to_builtins(outcome) if outcome else None,
     }

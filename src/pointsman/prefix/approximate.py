@@ -21,6 +21,7 @@ from sys import getsizeof
 
 from xxhash import xxh3_64
 
+from pointsman.prefix.blocks_match import BlockMatch
 from pointsman.prefix.hashing import FIRST_BLOCKS, Chain, block_ends, chains_of
 from pointsman.prefix.segments import DIGEST_BYTES, Generation, Held, Segment
 from pointsman.types import BYTES_PER_TOKEN, InferenceRequest
@@ -53,18 +54,21 @@ class PrefixMatch:
     sent.
     """
 
-    __slots__ = ("blocks_by_slot", "chains", "prompt_tokens", "total_blocks")
+    __slots__ = ("chains", "held_by_slot", "prompt_tokens", "told", "total")
 
     def __init__(self, chains: Sequence[Chain], prompt_tokens: int) -> None:
         self.chains = chains
-        self.blocks_by_slot: dict[int, int] = {}
-        """Matched length in the pool's block size."""
-        self.total_blocks = 0
+        self.held_by_slot: dict[int, int] = {}
+        """Matched length in blocks of the pool's size; in tokens where engines have told of any."""
+        self.total = 0
+        """Length of the prompts in the same unit."""
         self.prompt_tokens = prompt_tokens
+        self.told: BlockMatch | None = None
+        """What engines have told of."""
         for chain in chains:
             ends = chain.ends
             size = ends[0] // FIRST_BLOCKS
-            self.total_blocks += ends[chain.length - 1] // size
+            self.total += ends[chain.length - 1] // size
             found: dict[int, int] = {}
             below, depth = 0, chain.depth
             for segment in reversed(chain.path):
@@ -73,20 +77,42 @@ class PrefixMatch:
                     found.update(dict.fromkeys(_slots(holders & ~below), ends[depth - 1] // size))
                     below = holders
                 depth = segment.start
-            if self.blocks_by_slot:
-                for slot, blocks in self.blocks_by_slot.items():
+            if self.held_by_slot:
+                for slot, blocks in self.held_by_slot.items():
                     found[slot] = found.get(slot, 0) + blocks
-            self.blocks_by_slot = found
+            self.held_by_slot = found
 
     def ratio(self, slot: int) -> float:
         """Matched share of the request's blocks at ``slot``, 0 to 1."""
-        matched = self.blocks_by_slot.get(slot)
-        return matched / self.total_blocks if matched else 0.0
+        matched = self.held_by_slot.get(slot)
+        return matched / self.total if matched else 0.0
 
     def tokens(self, slot: int) -> int:
-        """Prompt tokens believed to be in the cache of ``slot``."""
-        matched = self.blocks_by_slot.get(slot)
-        return self.prompt_tokens * matched // self.total_blocks if matched else 0
+        """Prompt tokens believed to be in the cache of ``slot``; those in a slower tier of it count less."""
+        matched = self.held_by_slot.get(slot)
+        return self.prompt_tokens * matched // self.total if matched else 0
+
+    def cached_tokens(self, slot: int) -> int:
+        """The same, but all tiers count: what the engine will say it had."""
+        told = self.told
+        return told.tokens(slot) if told is not None and slot in told.slots else self.tokens(slot)
+
+    def by_events(self, slot: int) -> bool:
+        """What is said of ``slot`` is what its engine told."""
+        return self.told is not None and slot in self.told.slots
+
+    def corrected(self, told: BlockMatch) -> PrefixMatch:
+        """The same, but for the endpoints whose engines tell what they hold: that as they tell it."""
+        found = PrefixMatch((), told.prompt_tokens)
+        found.chains = self.chains
+        found.told = told
+        total = found.total = told.prompt_tokens
+        held = found.held_by_slot
+        for slot, blocks in self.held_by_slot.items():
+            if slot not in told.slots:
+                held[slot] = total * blocks // self.total
+        held.update((slot, int(tokens)) for slot, tokens in told.weighted_by_slot.items())
+        return found
 
 
 NO_MATCH = PrefixMatch((), 0)

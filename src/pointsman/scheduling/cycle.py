@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pointsman.predictor.latency import Latency
-from pointsman.prefix.approximate import PrefixIndex
+from pointsman.prefix.approximate import PrefixIndex, PrefixMatch
+from pointsman.prefix.precise import PreciseIndex
 from pointsman.scheduling.media import MediaIndex
 from pointsman.scheduling.topology import TopologyLabels
 from pointsman.types import Clock, Endpoint, InferenceRequest
@@ -25,10 +26,13 @@ class Services:
     cycle.
     """
 
-    __slots__ = ("attributes", "clock", "latency", "media", "prefix", "rng", "topology")
+    __slots__ = ("attributes", "clock", "latency", "media", "precise", "prefix", "rng", "topology")
 
-    def __init__(self, prefix: PrefixIndex, clock: Clock, rng: random.Random) -> None:
+    def __init__(
+        self, prefix: PrefixIndex, clock: Clock, rng: random.Random, precise: PreciseIndex | None = None
+    ) -> None:
         self.prefix = prefix
+        self.precise = precise
         self.clock = clock
         self.rng = rng
         self.media = MediaIndex()
@@ -37,6 +41,17 @@ class Services:
         """Facts about a request that plugins publish by name for others to read; "" where there is none."""
         self.latency: Callable[[Cycle], Mapping[int, Latency]] = _nothing
         """Predictions of the candidates by slot; a producer takes this place."""
+
+    def match(self, request: InferenceRequest) -> PrefixMatch:
+        """What each endpoint holds of the request's prompts: as its engine tells where it does and the
+        prompts' tokens are known, else by what was sent there.
+        """
+        found = self.prefix.match(request)
+        if self.precise is not None and request.tokenized:
+            told = self.precise.match(request, self.clock())
+            if told.slots:
+                return found.corrected(told)
+        return found
 
 
 def _nothing(cycle: Cycle) -> Mapping[int, Latency]:
@@ -53,7 +68,7 @@ class Cycle:
         self.candidates = endpoints
         self.endpoints = endpoints
         self.services = services
-        self.match = services.prefix.match(request)
+        self.match = services.match(request)
         """What each endpoint is believed to hold of this request's prompts."""
         self.peer: Endpoint | None = None
         """The endpoint another stage of this request has been given, when there is one."""

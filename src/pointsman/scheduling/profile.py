@@ -63,6 +63,8 @@ class Profile:
             scores,
             self.weights,
             endpoints,
-            match.tokens(chosen.slot),
+            match.cached_tokens(chosen.slot),
             request.prompt_tokens,
+            match.by_events(chosen.slot),
+            request.untokenized,
         )

@@ -112,9 +112,11 @@ class Scheduler:
         decision = profile.run(cycle)
         if not decision.matched_tokens and _only_if_available(request):
             raise PreconditionFailed("no endpoint that may take this request has its prefix in cache")
-        match = cycle.match
+        services, match, slot = self.services, cycle.match, decision.chosen.slot
         if match.chains:
-            self.services.prefix.insert(decision.chosen.slot, match.chains)
+            services.prefix.insert(slot, match.chains)
+        if match.told is not None and services.precise is not None:
+            services.precise.sent(slot, request, services.clock(), match.told)
         for observer in self._dispatch:
             observer.on_dispatch(cycle, decision)
         return decision

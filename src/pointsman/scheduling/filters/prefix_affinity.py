@@ -54,11 +54,11 @@ class PrefixCacheAffinity(Plugin):
     def filter(self, cycle: Cycle) -> Sequence[Endpoint]:
         endpoints, threshold = cycle.endpoints, self.affinity_threshold
         match = cycle.match
-        if not match.blocks_by_slot or threshold <= 0 or len(endpoints) == 1:
+        if not match.held_by_slot or threshold <= 0 or len(endpoints) == 1:
             return endpoints
         if self.exploration_probability and cycle.services.rng.random() < self.exploration_probability:
             return endpoints
-        total, held = match.total_blocks, match.blocks_by_slot
+        total, held = match.total, match.held_by_slot
         enough = {blocks for blocks in set(held.values()) if blocks / total >= threshold}
         warm = {slot for slot, blocks in held.items() if blocks in enough} if enough else set()
         kept = [e for e in endpoints if e.slot in warm] if warm else ()

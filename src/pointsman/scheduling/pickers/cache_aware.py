@@ -34,10 +34,10 @@ class CacheAware(Plugin):
         if most - least > self.balance_abs_threshold and most > self.balance_rel_threshold * least:
             return (cheapest(cycle, loads),)
         match = cycle.match
-        if match.blocks_by_slot:
-            held = match.blocks_by_slot.get
-            missing = [match.total_blocks - held(e.slot, 0) for e in endpoints]
-            if min(missing) < (1.0 - self.cache_threshold) * match.total_blocks:
+        if match.held_by_slot:
+            held = match.held_by_slot.get
+            missing = [match.total - held(e.slot, 0) for e in endpoints]
+            if min(missing) < (1.0 - self.cache_threshold) * match.total:
                 return (cheapest(cycle, missing),)
         indexed = cycle.services.prefix.tokens
         return (cheapest(cycle, [indexed(e.slot) for e in endpoints]),)

@@ -99,7 +99,7 @@ class LeastCost(Plugin):
             ]
         match = cycle.match
         cached: dict[int, int] = {}
-        for slot in match.blocks_by_slot:
+        for slot in match.held_by_slot:
             i = place.get(slot)
             if i is not None:
                 cached[i] = tokens = match.tokens(slot)

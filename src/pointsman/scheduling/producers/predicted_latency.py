@@ -120,7 +120,7 @@ class PredictedLatency(Plugin):
         now_s = cycle.services.clock()
         self._costs.update(cycle.candidates, now_s)
         request, match = cycle.request, cycle.match
-        cached = {slot: match.tokens(slot) for slot in match.blocks_by_slot}
+        cached = {slot: match.tokens(slot) for slot in match.held_by_slot}
         length = self._costs.lengths.of(request).mean
         return self._latencies.expected(endpoints, now_s, request.prompt_tokens, cached, length)
 

@@ -34,7 +34,7 @@ class DynamoCost(Plugin):
         weight, own = self.overlap_score_weight, cycle.request.prompt_tokens
         decoding = self._tokens.get
         match = cycle.match
-        held, total = match.blocks_by_slot.get, match.total_blocks or 1
+        held, total = match.held_by_slot.get, match.total or 1
         # Own tokens in the second part are the same everywhere.
         return scores_of(
             [

@@ -52,7 +52,7 @@ class EndpointTTFT(Plugin):
     def score(self, cycle: Cycle) -> Sequence[float]:
         own = cycle.request.prompt_tokens
         match = cycle.match
-        held, total = match.blocks_by_slot.get, match.total_blocks or 1
+        held, total = match.held_by_slot.get, match.total or 1
         costs = []
         for endpoint in cycle.endpoints:
             base, queued, uncached, running = self._law(endpoint)

@@ -22,7 +22,7 @@ class LMetric(Plugin):
     def score(self, cycle: Cycle) -> Sequence[float]:
         own = cycle.request.prompt_tokens
         match = cycle.match
-        held, total = match.blocks_by_slot.get, match.total_blocks or 1
+        held, total = match.held_by_slot.get, match.total or 1
         return scores_of(
             [
                 (load.tokens + own - own * held(slot, 0) // total) * (load.requests + TIE)

@@ -66,5 +66,5 @@ class NoHitLRU(Plugin):
 
 
 def _cold(cycle: Cycle) -> bool:
-    found = cycle.match.blocks_by_slot
+    found = cycle.match.held_by_slot
     return not found or not any(e.slot in found for e in cycle.endpoints)

@@ -51,7 +51,7 @@ class PoolLatency(Plugin):
         )
         own = cycle.request.prompt_tokens / 1000
         match = cycle.match
-        held, total = match.blocks_by_slot.get, match.total_blocks or 1
+        held, total = match.held_by_slot.get, match.total or 1
         return scores_of(
             [
                 of_all

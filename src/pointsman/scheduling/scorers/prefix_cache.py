@@ -27,9 +27,9 @@ class PrefixCache(Plugin):
 
     def score(self, cycle: Cycle) -> Sequence[float]:
         match = cycle.match
-        if not match.blocks_by_slot:
+        if not match.held_by_slot:
             return [0.0] * len(cycle.endpoints)
-        blocks, total, prompt = match.blocks_by_slot, match.total_blocks, match.prompt_tokens
+        blocks, total, prompt = match.held_by_slot, match.total, match.prompt_tokens
         # Endpoints hold few different lengths, however many they are.
         value = {n: self._value(n / total, prompt * n // total) for n in {0, *blocks.values()}}
         get = blocks.get

@@ -30,8 +30,8 @@ class TokenLoad(Plugin):
         endpoints, limit = cycle.endpoints, self.queue_threshold_tokens
         match = cycle.match
         own = cycle.request.prompt_tokens
-        if match.blocks_by_slot:
-            blocks, total = match.blocks_by_slot.get, match.total_blocks
+        if match.held_by_slot:
+            blocks, total = match.held_by_slot.get, match.total
             tokens = [e.load.tokens + own - own * blocks(e.slot, 0) // total for e in endpoints]
         else:
             tokens = [e.load.tokens + own for e in endpoints]
