@@ -37,9 +37,11 @@ class Wire:
 
     def __init__(self) -> None:
         self.written = b""
+        self.writes = 0
 
     def write(self, data: bytes) -> None:
         self.written += data
+        self.writes += 1
 
     def is_reading(self) -> bool:
         return True
@@ -195,3 +197,17 @@ def test_one_byte_at_a_time_is_enough() -> None:
     assert told == [([b"one", b"two"], ["half closed"])]
     assert streams == asyncio.run(serve([data]))[0]
     assert streams[1][1][2] == message(b"one") + message(b"two")
+
+
+async def test_what_one_read_brings_is_answered_by_one_write() -> None:
+    wire = Wire()
+    connection = h2.Connection(GrpcServer({ECHO: Calls()}))
+    connection.connection_made(cast(asyncio.Transport, wire))
+    connection.data_received(OPENING)
+    before = wire.writes
+    sent = message(b"a") + message(b"b")
+    connection.data_received(http2.headers(1) + http2.data(1, sent, END_STREAM) + http2.headers(3))
+    await asyncio.sleep(0)
+    assert wire.writes == before + 1
+    assert by_stream(wire.written)[1][1] == (DATA, 0, sent)
+    connection.connection_lost(None)

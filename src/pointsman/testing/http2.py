@@ -56,6 +56,7 @@ def request(path: str = ECHO, *more: Field) -> list[Field]:
         (b":method", b"POST"),
         (b":scheme", b"http"),
         (b":path", path.encode()),
+        (b":authority", b"test"),
         (b"te", b"trailers"),
         (b"content-type", b"application/grpc"),
         *more,
