@@ -31,7 +31,7 @@ class Destinations:
     def at(self, target: Target) -> str:
         """``address:port`` of the target; empty while its host name is unknown."""
         host = target.connect_host
-        address = host if _is_address(host) else self._addresses.get(host, "")
+        address = host if is_address(host) else self._addresses.get(host, "")
         if not address:
             return ""
         return f"[{address}]:{target.url.port}" if ":" in address else f"{address}:{target.url.port}"
@@ -41,7 +41,7 @@ class Destinations:
         silent.
         """
         hosts = {m.target.connect_host for m in self._pool.members.values()}
-        names = sorted(host for host in hosts if not _is_address(host))
+        names = sorted(host for host in hosts if not is_address(host))
         for name in names:
             try:
                 found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
@@ -59,7 +59,8 @@ class Destinations:
             await self.resolve()
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Whether it is an IP address, not a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from pointsman.config import Endpoint, Settings
+from pointsman.config import Endpoint, Settings, split_url
 from pointsman.endpoints.discovery import file
 from pointsman.endpoints.target import request_headers
 from pointsman.errors import SettingsError
+from pointsman.extproc.destinations import is_address
 from pointsman.extproc.headers import DESTINATION
 
 Tree: TypeAlias = dict[str, object]
@@ -48,7 +49,15 @@ def address(where: str, *, ipv4_too: bool = False) -> Tree:
 
 def tls_name(endpoint: Endpoint) -> str:
     """What an https endpoint's TLS settings are called; equal settings have equal names."""
-    return f"verified {endpoint.tls_ca}".strip() if endpoint.tls_verify else "unverified"
+    if not endpoint.tls_verify:
+        return "unverified"
+    return " ".join(filter(None, ("verified", endpoint.tls_ca, _ip(endpoint))))
+
+
+def _ip(endpoint: Endpoint) -> str:
+    """The address in the endpoint's URL; empty where it has a name."""
+    host = split_url(endpoint.url, "endpoints").host
+    return host if is_address(host) else ""
 
 
 def picker_clusters(settings: Settings, requests: str, control: str) -> Sequence[Tree]:
@@ -192,18 +201,23 @@ def _system_roots() -> str:
 
 def _tls(endpoint: Endpoint) -> Tree:
     common: Tree = {"alpn_protocols": ["http/1.1"]}
+    ip = _ip(endpoint)
     if endpoint.tls_verify:
         trusted = endpoint.tls_ca or _system_roots()
         if not trusted:
             raise SettingsError(
                 f"endpoints: {endpoint.url}: tls_ca: there are no CA certificates here; name some"
             )
-        common["validation_context"] = {"trusted_ca": {"filename": str(Path(trusted).absolute())}}
+        names: Tree = {"san_type": "IP_ADDRESS", "matcher": {"exact": ip}}
+        common["validation_context"] = {
+            "trusted_ca": {"filename": str(Path(trusted).absolute())},
+            "match_typed_subject_alt_names": [names] if ip else [],
+        }
     return any_(
         "transport_sockets.tls.v3.UpstreamTlsContext",
         common_tls_context=common,
-        auto_host_sni=True,
-        auto_sni_san_validation=endpoint.tls_verify,
+        auto_host_sni=not ip,
+        auto_sni_san_validation=endpoint.tls_verify and not ip,
     )
 
 
@@ -213,7 +227,7 @@ def _picker(name: str, where: str, *, http2: bool) -> Tree:
         "initial_connection_window_size": 4 * _MESSAGE_WINDOW_BYTES,
     }
     protocol: Tree = {"http2_protocol_options": windows} if http2 else {"http_protocol_options": {}}
-    is_name = not where.startswith("unix:") and not _is_address(where)
+    is_name = not where.startswith("unix:") and not is_address(where.rpartition(":")[0].strip("[]"))
     return {
         "name": name,
         "type": "STRICT_DNS" if is_name else "STATIC",
@@ -225,10 +239,6 @@ def _picker(name: str, where: str, *, http2: bool) -> Tree:
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(where)}}]}],
         },
     }
-
-
-def _is_address(where: str) -> bool:
-    return where.startswith("[") or where.replace(".", "").replace(":", "").isdigit()
 
 
 def _health(fast: bool) -> Tree:
