@@ -26,9 +26,11 @@ log = logging.getLogger(__name__)
 SEQ_BYTES = 8
 END = (1 << 64) - 1
 """The sequence number of a replay's last message (-1 in eight bytes), which carries nothing."""
-HELD_FRAMES = 4096
-HELD_BYTES = 16 * 1024 * 1024
-"""Messages kept while a replay runs; what comes beyond that is dropped, which is a gap once more."""
+HELD_FRAMES = 1024
+HELD_BYTES = 4 * 1024 * 1024
+"""Messages kept while a replay runs, and then applied at once: in some 40 ms. What comes beyond that is
+dropped, which is a gap once more.
+"""
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,8 +101,8 @@ class Owner(Protocol):
 class _Replay:
     __slots__ = ("attempts", "began_s", "first", "heard_s", "hole", "retry_at_s", "start")
 
-    def __init__(self, start: int, now_s: float) -> None:
-        self.start = start
+    def __init__(self, now_s: float) -> None:
+        self.start = 0
         self.began_s = self.heard_s = now_s
         self.first = True
         """Nothing from ``start`` on has come yet."""
@@ -315,11 +317,11 @@ class Source:
         return self._can_replay and self._clock() >= self._cool_until_s
 
     def _ask(self) -> None:
-        """From the last message that is known, or all there is."""
-        self._replay = _Replay(max((self._next or 0) - 1, 0), self._clock())
+        self._replay = _Replay(self._clock())
         self._send(self._replay)
 
     def _send(self, replay: _Replay) -> None:
+        """Ask for the last message that is known and all after it, or for all there is."""
         replay.first = True
         replay.hole = False
         replay.start = max((self._next or 0) - 1, 0)
@@ -366,7 +368,7 @@ class Source:
         held, self._held = self._held, deque()
         self._held_bytes = 0
         for number, payload in held:
-            if self._replay:  # the engine has begun anew among these
+            if self._replay:  # among these the engine has begun anew
                 self._hold(number, payload)
             else:
                 self._take(number, payload, may_ask=False)
