@@ -270,23 +270,23 @@ class Rpc:
 
     # -- the stream's side (h2.Receiver)
 
-    def data(self, data: bytes) -> None:
-        at = 0
+    def data(self, data: bytes, at: int, end: int) -> None:
         if self._missing:
-            if len(data) < self._missing:
-                self._missing -= len(data)
-                self._keep(data)
+            if end - at < self._missing:
+                self._missing -= end - at
+                self._keep(data[at:end])
                 return
-            at, self._missing = self._missing, 0
-            message = b"".join((*self._parts, data[:at]))
+            begin, at = at, at + self._missing
+            self._missing = 0
+            message = b"".join((*self._parts, data[begin:at]))
             self._drop_parts()
             self._deliver(message)
         elif self._prefix:
-            data, self._prefix = self._prefix + data, b""
-        size = len(data)
-        while at < size and not self._over:
-            if size - at < 5:
-                self._prefix = data[at:]
+            data, self._prefix = self._prefix + data[at:end], b""
+            at, end = 0, len(data)
+        while at < end and not self._over:
+            if end - at < 5:
+                self._prefix = data[at:end]
                 return
             flag, length = _PREFIX.unpack_from(data, at)
             if flag or length > self._server.max_message_bytes:
@@ -294,9 +294,9 @@ class Rpc:
                 return
             begin = at + 5
             at = begin + length
-            if at > size:
-                self._missing = at - size
-                self._keep(data[begin:])
+            if at > end:
+                self._missing = at - end
+                self._keep(data[begin:end])
                 return
             self._deliver(data[begin:at])
 

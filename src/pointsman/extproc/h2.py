@@ -115,7 +115,8 @@ class StreamFailure(Exception):
 class Receiver(Protocol):
     """Who hears of one stream. After ``lost``, and once we have finished and the peer has ended, no more."""
 
-    def data(self, data: bytes) -> None: ...
+    def data(self, data: bytes, begin: int, end: int) -> None:
+        """``data[begin:end]`` has arrived; the rest of the buffer is others'."""
 
     def ended(self) -> None:
         """The peer sends no more."""
@@ -188,7 +189,7 @@ class Stream:
         """Begin the answer."""
         if self.open:
             self.answered = True
-            self._connection.put(_frame(HEADERS, END_HEADERS, self.id, block))
+            self._connection.send(_frame(HEADERS, END_HEADERS, self.id, block))
 
     def write(self, prefix: bytes, payload: bytes) -> None:
         """Send ``prefix`` and ``payload``, now or as the peer's windows open."""
@@ -205,7 +206,8 @@ class Stream:
         ):
             self.window -= size
             connection.window -= size
-            connection.put(_HEADER.pack(size >> 8, size & 0xFF, DATA, 0, self.id), prefix, payload)
+            header = _HEADER.pack(size >> 8, size & 0xFF, DATA, 0, self.id)
+            connection.put(9 + size, header, prefix, payload)
         else:
             connection.hold(self, prefix + payload)
 
@@ -274,9 +276,9 @@ class Connection(asyncio.Protocol):
             (_INITIAL_WINDOW, STREAM_WINDOW),
             (_MAX_LIST, limits.list_bytes),
         )
-        self.put(_frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*each) for each in ours)))
+        self.send(_frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*each) for each in ours)))
         more = CONNECTION_WINDOW - DEFAULT_WINDOW
-        self.put(_frame(WINDOW_UPDATE, 0, 0, _U32.pack(more)))
+        self.send(_frame(WINDOW_UPDATE, 0, 0, _U32.pack(more)))
         self._timer = self._loop.call_later(limits.preface_s, self._preface_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -308,7 +310,8 @@ class Connection(asyncio.Protocol):
             self.transport.close()
             return
         # a last id that refuses nothing yet; the real one follows when the peer has seen this (RFC 9113, 6.8)
-        self.put(_goaway(MAX_WINDOW, Code.NO_ERROR, b""), _frame(PING, 0, 0, _DRAIN_PING))
+        self.send(_goaway(MAX_WINDOW, Code.NO_ERROR, b""))
+        self.send(_frame(PING, 0, 0, _DRAIN_PING))
         self._rearm(_LINGER_S, self._refuse_new)
 
     def abort(self) -> None:
@@ -318,7 +321,7 @@ class Connection(asyncio.Protocol):
     def _refuse_new(self) -> None:
         if not self._refusing and not self._closed:
             self._refusing = True
-            self.put(_goaway(self._last_id, Code.NO_ERROR, b""))
+            self.send(_goaway(self._last_id, Code.NO_ERROR, b""))
             self._close_if_done()
 
     def _close_if_done(self) -> None:
@@ -338,7 +341,7 @@ class Connection(asyncio.Protocol):
                 self.transport.abort()
                 return
             self._asked = True
-            self.put(_frame(PING, 0, 0, _ALIVE_PING))
+            self.send(_frame(PING, 0, 0, _ALIVE_PING))
         self._heard = False
         self._rearm(self._limits.keepalive_s, self._keep_alive)
 
@@ -350,7 +353,7 @@ class Connection(asyncio.Protocol):
     def _fail(self, code: Code, why: str) -> None:
         """Say why and close, once the peer can have read it."""
         self._failed = True
-        self.put(_goaway(self._last_id, code, why.encode()))
+        self.send(_goaway(self._last_id, code, why.encode()))
         self._lose_streams()
         self.stopped = False  # what waits is little, and the last
         self.flush()
@@ -425,7 +428,7 @@ class Connection(asyncio.Protocol):
         stream = self.streams.get(failure.stream_id)
         if stream is None:
             self._bring_nothing()
-            self.put(_frame(RST_STREAM, 0, failure.stream_id, _U32.pack(failure.code)))
+            self.send(_frame(RST_STREAM, 0, failure.stream_id, _U32.pack(failure.code)))
             if failure.stream_id <= self._last_id and self._known(failure.stream_id) is None:
                 self._forget(failure.stream_id, late=True)
             return
@@ -443,7 +446,7 @@ class Connection(asyncio.Protocol):
         self._credit -= size
         if self._credit < CONNECTION_WINDOW >> 1:
             more, self._credit = CONNECTION_WINDOW - self._credit, CONNECTION_WINDOW
-            self.put(_frame(WINDOW_UPDATE, 0, 0, _U32.pack(more)))
+            self.send(_frame(WINDOW_UPDATE, 0, 0, _U32.pack(more)))
         if flags & PADDED:
             begin, end = _unpadded(data, begin, end)
         stream = self.streams.get(stream_id)
@@ -462,12 +465,12 @@ class Connection(asyncio.Protocol):
         elif begin == end:
             self._bring_nothing()
         if stream.receiver and begin < end:
-            stream.receiver.data(data[begin:end])
+            stream.receiver.data(data, begin, end)
         if flags & END_STREAM:
             self._half_close(stream)
         elif stream.open and stream.credit < STREAM_WINDOW >> 1:
             more, stream.credit = STREAM_WINDOW - stream.credit, STREAM_WINDOW
-            self.put(_frame(WINDOW_UPDATE, 0, stream_id, _U32.pack(more)))
+            self.send(_frame(WINDOW_UPDATE, 0, stream_id, _U32.pack(more)))
 
     def _half_close(self, stream: Stream) -> None:
         if stream.open and stream.receiver:
@@ -627,7 +630,7 @@ class Connection(asyncio.Protocol):
                 raise Failure(Code.PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
             elif name == _MAX_FRAME and not FRAME_BYTES <= value < 1 << 24:
                 raise Failure(Code.PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
-        self.put(_frame(SETTINGS, ACK, 0, b""))
+        self.send(_frame(SETTINGS, ACK, 0, b""))
         self._bring_nothing()
         if initial != self._initial_window:
             self._change_windows(initial)
@@ -651,7 +654,7 @@ class Connection(asyncio.Protocol):
         if len(payload) != 8:
             raise Failure(Code.FRAME_SIZE_ERROR, "PING is not 8 bytes")
         if not flags & ACK:
-            self.put(_frame(PING, ACK, 0, payload))
+            self.send(_frame(PING, ACK, 0, payload))
         elif payload == _DRAIN_PING and self._draining:
             self._refuse_new()
             return
@@ -688,11 +691,14 @@ class Connection(asyncio.Protocol):
 
     # -- writing
 
-    def put(self, *parts: bytes | memoryview) -> None:
-        """Write these bytes with all others of this turn of the event loop."""
+    def send(self, frame: bytes) -> None:
+        """Write a frame with all others of this turn of the event loop."""
+        self.put(len(frame), frame)
+
+    def put(self, size: int, *parts: bytes | memoryview) -> None:
+        """Write a frame in parts, of ``size`` bytes together."""
         self._out += parts
-        for part in parts:
-            self._out_bytes += len(part)
+        self._out_bytes += size
         if self._out_bytes > _WRITE_BYTES:
             self._write()
             if self._out_bytes > _WRITE_BYTES and not self._failed and self.transport.is_reading():
@@ -767,18 +773,18 @@ class Connection(asyncio.Protocol):
             stream.pending_bytes -= size
             self.window -= size
             self._unsent_bytes -= size
-            self.put(_HEADER.pack(size >> 8, size & 0xFF, DATA, 0, stream.id), piece)
+            self.put(9 + size, _HEADER.pack(size >> 8, size & 0xFF, DATA, 0, stream.id), piece)
 
     def trail(self, stream: Stream) -> None:
         """Send a finished stream's trailers."""
-        self.put(_frame(HEADERS, END_HEADERS | END_STREAM, stream.id, stream.trailers))
+        self.send(_frame(HEADERS, END_HEADERS | END_STREAM, stream.id, stream.trailers))
         if not stream.half_closed:  # the peer need not send the rest (RFC 9113, 8.1)
-            self.put(_frame(RST_STREAM, 0, stream.id, _U32.pack(Code.NO_ERROR)))
+            self.send(_frame(RST_STREAM, 0, stream.id, _U32.pack(Code.NO_ERROR)))
         self._end(stream, late=not stream.half_closed)
 
     def reset(self, stream: Stream, code: Code) -> None:
         """End a stream with an error."""
-        self.put(_frame(RST_STREAM, 0, stream.id, _U32.pack(code)))
+        self.send(_frame(RST_STREAM, 0, stream.id, _U32.pack(code)))
         self._end(stream, late=True)
 
     def _end(self, stream: Stream, *, late: bool) -> None:
