@@ -204,6 +204,9 @@ class KvEvents(_Section):
     bind: Annotated[
         str, _says("listen here for engines that connect to their subscriber, such as tcp://*:5557")
     ] = ""
+    index_bytes: Annotated[
+        int, Meta(ge=1 << 20), _says("memory bound of the index of blocks that engines tell of")
+    ] = 2 * 1024 * 1024 * 1024
 
 
 class Picker(_Section):

@@ -37,7 +37,7 @@ class TokenBytes:
         are, and with them the prefix blocks, which are bytes.
         """
         token_bytes = self.by_model.get(request.model)
-        if token_bytes is None:
+        if token_bytes is None or request.tokenized:
             return request
         text = _text_bytes(request)
         return replace(request, prompt_tokens=ceil(text / token_bytes)) if text else request

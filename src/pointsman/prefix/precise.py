@@ -67,7 +67,8 @@ class PreciseIndex:
         self._expected = Expected(max_bytes // _EXPECTED_SHARE)
         self._blocks = Blocks(max_bytes - max_bytes // _EXPECTED_SHARE)
         self._sources: dict[int, _Source] = {}
-        self._slots: frozenset[int] = frozenset()
+        self.slots: frozenset[int] = frozenset()
+        """Endpoints that events have come from."""
         self._by_size: dict[int, int] = {}
         """Block size to the bits of the endpoints that have it."""
         self._adapters: set[str] = set()
@@ -179,9 +180,9 @@ class PreciseIndex:
         self._blocks.store(slot, event.medium, [h for h, _ in found], [key for _, key in found])
 
     def _regroup(self) -> None:
-        self._slots = frozenset(slot for slot, source in self._sources.items() if source.fed)
+        self.slots = frozenset(slot for slot, source in self._sources.items() if source.fed)
         self._by_size = {}
-        for slot in self._slots:
+        for slot in self.slots:
             size = self._sources[slot].block_tokens
             if size:
                 self._by_size[size] = self._by_size.get(size, 0) | 1 << slot
@@ -204,7 +205,7 @@ class PreciseIndex:
         self._expected.expire(now_s)
         if keys is None:
             keys = self.keys(request)
-        return find(request, keys, self._slots, self._by_size, self._tiers(), self._expected)
+        return find(request, keys, self.slots, self._by_size, self._tiers(), self._expected)
 
     def sent(
         self, slot: int, request: InferenceRequest, now_s: float, match: BlockMatch | None = None

@@ -28,7 +28,8 @@ class Application:
         self.core = core = Core(settings, clock, out, wall)
         self.pool = core.pool
         self.index = core.index
-        self.gateway = Gateway(Plane(settings, core.pool, core.router, clock), core.scraper.refresh_models)
+        plane = Plane(settings, core.pool, core.router, core.opening, clock)
+        self.gateway = Gateway(plane, core.scraper.refresh_models)
 
     @property
     def port(self) -> int:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -26,16 +27,20 @@ from pointsman.observability.telemetry import Telemetry
 from pointsman.predictor.speed import SAMPLE_S
 from pointsman.prefix.approximate import PrefixIndex
 from pointsman.prefix.follow import follow
+from pointsman.prefix.kv_events import KvEvents
+from pointsman.prefix.precise import PreciseIndex
 from pointsman.proxy.admin import Admin
 from pointsman.proxy.data_layer import discovery_settings, metrics_settings, page_source
 from pointsman.proxy.gauges import PoolGauges
 from pointsman.proxy.learned_file import LearnedFile
+from pointsman.proxy.opening import Deciding
 from pointsman.proxy.tracing import Tracing
 from pointsman.router import Observer, Router
 from pointsman.scheduling.classes import parameters
 from pointsman.scheduling.cycle import Services
 from pointsman.scheduling.picker_config import LoadedConfig
 from pointsman.scheduling.presets import build_scheduler, load_policy
+from pointsman.tokens.tokens import Tokens
 from pointsman.types import Clock, Endpoint
 
 
@@ -94,12 +99,16 @@ class Core:
             max_bytes=settings.prefix.max_bytes, max_prefix_tokens=settings.prefix.max_prefix_tokens
         )
         follow(self.index, self.pool, fixed_block_tokens=settings.prefix.block_tokens)
-        services = Services(self.index, clock, random.Random(settings.scheduling.seed))
+        self.precise = PreciseIndex(max_bytes=settings.kv_events.index_bytes)
+        self.kv_events = KvEvents(self.pool, settings.kv_events, self.precise, clock)
+        self.tokens = Tokens(settings.tokens, self.pool)
+        services = Services(self.index, clock, random.Random(settings.scheduling.seed), self.precise)
         policy = policy_of(settings)
         self.scheduler = scheduler = build_scheduler(policy, services)
         learned = settings.learned
         self.learned_file = LearnedFile(learned, self.pool, scheduler, wall) if learned.path else None
-        self.telemetry = Telemetry(PoolGauges(self.pool, self.index, clock))
+        gauges = PoolGauges(self.pool, self.index, clock)
+        self.telemetry = Telemetry(lambda: chain(gauges(), self.tokens.metrics()))
         self.pool.listen(self._on_pool)
         self.decisions = DecisionRing(settings.decisions.keep)
         self.access_log = AccessLog(out or sys.stdout)
@@ -117,6 +126,7 @@ class Core:
             sees_responses=sees_responses,
             knows_models=knows_models,
         )
+        self.opening = Deciding(self.router, self.precise, self.tokens)
         metrics = metrics_settings(policy, settings.metrics)
         self.scraper = Scraper(self.pool, metrics, clock, page_source(policy))
         discovery = discovery_settings(policy, settings.discovery)
@@ -146,6 +156,7 @@ class Core:
             await self.learned_file.load()
         if self.tracing:
             self.tracing.open()
+        self.kv_events.start()
         self.port = await front.start()
         self.admin_port = await admin.start()
         async with asyncio.TaskGroup() as tasks:
@@ -154,6 +165,7 @@ class Core:
                 for part in (
                     self.scraper.run(),
                     self.discovery.run(),
+                    self.kv_events.run(),
                     front.run(),
                     self.access_log.run(),
                     self._watch(),
@@ -169,6 +181,7 @@ class Core:
                     await self.learned_file.save()
             finally:
                 front.close()
+                self.tokens.close()
                 for task in running:
                     task.cancel()
                 admin.close()

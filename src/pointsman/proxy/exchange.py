@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from pointsman import api
 from pointsman.errors import PointsmanError, UpstreamFailed, UpstreamTimeout
@@ -239,10 +240,7 @@ class Exchange:
         if self._holding:
             assert self._response
             self._refusal = (self._response, self._raw_head, b"".join(self._held))
-            if self._plane.router.reopen(self.flight):
-                self._resend()
-            else:
-                self._pass_refusal_on()
+            self._plane.opening.reopen(self.flight, self._reopened_after_refusal)
             return
         self._complete()
 
@@ -316,6 +314,14 @@ class Exchange:
         self._begin(head, raw)
         self._first_bytes(held)
 
+    def _reopened_after_refusal(self, elsewhere: bool) -> None:
+        if self._ended:
+            return
+        if elsewhere:
+            self._resend()
+        else:
+            self._pass_refusal_on()
+
     def _pass_refusal_on(self) -> None:
         """Everybody refused: the client gets the last answer, with its Retry-After."""
         assert self._refusal
@@ -332,15 +338,25 @@ class Exchange:
 
     def _next(self, why: str) -> None:
         """No byte has reached the client: another endpoint may answer, within bounds."""
-        plane, flight = self._plane, self.flight
-        if self._sends < plane.settings.upstream.tries and plane.router.reopen(flight):
-            log.debug("request %s: %s at %s, trying another", self.request.id, why, flight.tried[-2])
-            self._resend()
+        if self._sends < self._plane.settings.upstream.tries:
+            self._plane.opening.reopen(self.flight, partial(self._reopened, why))
+        else:
+            self._give_up(why)
+
+    def _reopened(self, why: str, elsewhere: bool) -> None:
+        if self._ended:
             return
+        if elsewhere:
+            log.debug("request %s: %s at %s, trying another", self.request.id, why, self.flight.tried[-2])
+            self._resend()
+        else:
+            self._give_up(why)
+
+    def _give_up(self, why: str) -> None:
         if self._refusal:
             self._pass_refusal_on()
             return
-        chosen = flight.tried[-1]
+        chosen = self.flight.tried[-1]
         if why == "timeout":
             self._fail(UpstreamTimeout(f"The endpoint {chosen} did not answer in time."))
         else:

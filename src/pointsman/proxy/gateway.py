@@ -7,6 +7,7 @@ import logging
 import os
 import ssl
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 
@@ -16,6 +17,7 @@ from pointsman.proxy.head import MODEL_REWRITE, RequestHead
 from pointsman.proxy.paths import PathPolicy
 from pointsman.proxy.plane import Plane
 from pointsman.proxy.server import ClientConnection, listen
+from pointsman.router import Flight
 from pointsman.types import Ending, InferenceRequest, Outcome
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ class Gateway:
         self._id_prefix = os.urandom(8).hex()
         self._id = 0
         self._arrived: list[tuple[ClientConnection, RequestHead, bytes]] = []
+        self._batch = False
+        self._decided: list[Exchange] = []
         self._server: asyncio.Server | None = None
 
     # -- life
@@ -109,25 +113,23 @@ class Gateway:
     def answer_arrived(self) -> None:
         """Decide and send everything that has arrived."""
         arrived, self._arrived = self._arrived, []
-        exchanges = []
+        self._batch = True
         for client, head, body in arrived:
             try:
-                exchange = self._decide(client, head, body)
+                self._decide(client, head, body)
             except Exception:  # a plugin's bug must not cost the others their answer
                 log.exception("request for %s could not be decided", head.path)
+                client.waiting = False
                 self._refuse(
                     client, head, self._new_id(), PointsmanError("Internal error; see the log."), 0.0
                 )
-            else:
-                if exchange is not None:
-                    exchanges.append(exchange)
-        for exchange in exchanges:
-            exchange.send()
+        self._batch = False
+        self._send_decided()
 
-    def _decide(self, client: ClientConnection, head: RequestHead, body: bytes) -> Exchange | None:
+    def _decide(self, client: ClientConnection, head: RequestHead, body: bytes) -> None:
         client.waiting = False
         if client.gone:
-            return None
+            return
         at_s = self.clock()
         request_id = head.request_id or self._new_id()
         router = self.plane.router
@@ -135,22 +137,70 @@ class Gateway:
             fmt = head.format
             if fmt is None:
                 if head.method == b"GET" and self._answer_here(client, head, request_id):
-                    return None
+                    return
                 if not self._paths.passes(head.path):
                     raise PathNotFound(f"The path {head.path} is not served here.")
                 fmt = head.format = router.format_of(head.path)
             request = fmt.parse(request_id, head.path, head.headers, body)
             if head.rewrites:
                 request = rewritten(request)
-            flight = router.open(request)
-        except ModelNotFound:
-            self._look_again(client, head, request, at_s)
-            return None
         except PointsmanError as error:
             self._refuse(client, head, request_id, error, self.clock() - at_s)
-            return None
-        exchange = client.exchange = Exchange(self.plane, client, head, flight, at_s)
-        return exchange
+            return
+        client.waiting = True
+        self.plane.opening.open(request, partial(self._decided_on, client, head, request, at_s))
+
+    def _decided_on(
+        self,
+        client: ClientConnection,
+        head: RequestHead,
+        request: InferenceRequest,
+        at_s: float,
+        found: Flight | PointsmanError,
+    ) -> None:
+        """The request has been decided on: now, or after its token ids were looked for."""
+        if isinstance(found, ModelNotFound):
+            self._look_again(client, head, request, at_s)
+        else:
+            self._answer(client, head, request, at_s, found)
+
+    def _answer(
+        self,
+        client: ClientConnection,
+        head: RequestHead,
+        request: InferenceRequest,
+        at_s: float,
+        found: Flight | PointsmanError,
+    ) -> None:
+        client.waiting = False
+        if isinstance(found, PointsmanError):
+            if client.gone:
+                self.plane.router.observe(request, None, self._left(at_s))
+            else:
+                self._refuse(client, head, request.id, found, self.clock() - at_s)
+        elif client.gone:
+            self.plane.router.close(found, self._left(at_s))
+        else:
+            exchange = client.exchange = Exchange(self.plane, client, head, found, at_s)
+            self._decided.append(exchange)
+            if not self._batch and len(self._decided) == 1:
+                asyncio.get_running_loop().call_soon(self._send_decided)
+
+    def _send_decided(self) -> None:
+        """Send everything that has been decided on."""
+        decided, self._decided = self._decided, []
+        for exchange in decided:
+            exchange.send()
+
+    def _left(self, at_s: float) -> Outcome:
+        """The client left before its request was sent anywhere."""
+        return Outcome(
+            ending=Ending.CANCELLED,
+            status=0,
+            tries=0,
+            duration_s=self.clock() - at_s,
+            reason="client_left",
+        )
 
     def _look_again(
         self, client: ClientConnection, head: RequestHead, request: InferenceRequest, at_s: float
@@ -165,24 +215,11 @@ class Gateway:
         self, client: ClientConnection, head: RequestHead, request: InferenceRequest, at_s: float
     ) -> None:
         await self._refresh_models()
-        client.waiting = False
         if client.gone:
-            left = Outcome(
-                ending=Ending.CANCELLED,
-                status=0,
-                tries=0,
-                duration_s=self.clock() - at_s,
-                reason="client_left",
-            )
-            self.plane.router.observe(request, None, left)
-            return
-        try:
-            flight = self.plane.router.open(request)
-        except PointsmanError as error:
-            self._refuse(client, head, request.id, error, self.clock() - at_s)
-            return
-        exchange = client.exchange = Exchange(self.plane, client, head, flight, at_s)
-        exchange.send()
+            client.waiting = False
+            self.plane.router.observe(request, None, self._left(at_s))
+        else:
+            self.plane.opening.open(request, partial(self._answer, client, head, request, at_s))
 
     def refuse(self, client: ClientConnection, head: RequestHead | None, error: PointsmanError) -> None:
         """Answer bytes that did not become a request."""

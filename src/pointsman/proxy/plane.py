@@ -1,5 +1,5 @@
-"""What every exchange of the data plane shares: settings, pool, router, clock, connections, and the
-finished ones.
+"""What every exchange of the data plane shares: settings, pool, router, where decisions come from, clock,
+connections, and the finished ones.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Protocol
 
 from pointsman.config import Settings
 from pointsman.endpoints.pool import Pool
+from pointsman.proxy.opening import Opening
 from pointsman.proxy.upstream import Connections
 from pointsman.router import Router
 from pointsman.types import Clock, Endpoint
@@ -34,10 +35,13 @@ class Plane:
     nothing waits for what they tell; an endpoint's load is given back at once.
     """
 
-    def __init__(self, settings: Settings, pool: Pool, router: Router, clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, pool: Pool, router: Router, opening: Opening, clock: Clock
+    ) -> None:
         self.settings = settings
         self.pool = pool
         self.router = router
+        self.opening = opening
         self.clock = clock
         self._connections: dict[str, Connections] = {}
         self._finished: list[Finished] = []
