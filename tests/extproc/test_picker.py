@@ -32,6 +32,7 @@ def settings(*upstreams: FakeUpstream, **picker: Any) -> Settings:
         "endpoints": [{"url": upstream.url} for upstream in upstreams],
         "server": {"drain_s": 0.5},
         "admin": {"port": 0},
+        "kv_events": {"mode": "off"},
         "picker": given,
         "scheduling": {"preset": "round-robin", "seed": 1},
     }

@@ -214,33 +214,56 @@ def test_pieces_that_change_are_replaced(mode: int) -> None:
     assert answer.response_body.response.body_mutation.body == b'{"model":"m"}'
 
 
-def test_without_response_bodies_the_end_of_the_stream_is_the_end_of_the_request() -> None:
+def end(call: Gateway, how: str) -> None:
+    """The gateway ends the stream, as Envoy does either way."""
+    if how == "reset":
+        call.process.cancelled()
+    else:
+        call.process.half_closed()
+
+
+HOW = pytest.mark.parametrize("how", ["reset", "half-closed"])
+
+
+@HOW
+def test_without_response_bodies_the_end_of_the_stream_is_the_end_of_the_request(how: str) -> None:
     stage = Stage()
     call = sent(stage, STREAM, modes=(FULL_DUPLEX, NONE))
     call.response(**SSE)
     assert stage.in_flight() > 0
     stage.now_s += 1
-    call.process.half_closed()
+    end(call, how)
     assert [(o.ending, o.status, o.duration_s) for o in stage.ended] == [(Ending.OK, 200, 1.0)]
-    assert call.finished == 0
+    assert stage.in_flight() == 0
 
 
-def test_a_token_stream_that_is_closed_with_its_headers_goes_on_unseen() -> None:
+@HOW
+def test_an_answer_that_is_no_token_stream_is_over_as_soon_as_its_stream(how: str) -> None:
+    stage = Stage()
+    call = sent(stage, modes=(FULL_DUPLEX, NONE))
+    call.response()
+    end(call, how)
+    assert [(o.ending, o.status) for o in stage.ended] == [(Ending.OK, 200)]
+
+
+@HOW
+def test_a_token_stream_that_is_closed_with_its_headers_goes_on_unseen(how: str) -> None:
     stage = Stage()
     call = sent(stage, STREAM, modes=(FULL_DUPLEX, NONE))
     call.response(**SSE)
     stage.now_s += AT_ONCE_S / 2
-    call.process.half_closed()
+    end(call, how)
     assert stage.ended == []
     assert len(stage.completions) == 1
     assert stage.in_flight() > 0
 
 
-def test_a_gateway_that_never_shows_responses_leaves_the_request_unseen() -> None:
+@HOW
+def test_a_gateway_that_never_shows_responses_leaves_the_request_unseen(how: str) -> None:
     for modes in ((FULL_DUPLEX, NONE), None):
         stage = Stage()
         call = sent(stage, modes=modes)
-        call.process.half_closed()
+        end(call, how)
         assert len(stage.completions) == 1
         assert stage.ended == []
 
@@ -249,7 +272,7 @@ def test_a_gateway_that_never_shows_responses_leaves_the_request_unseen() -> Non
 
 
 @pytest.mark.parametrize("when", ["before the response", "after its headers", "in mid-stream"])
-@pytest.mark.parametrize("how", ["reset", "half-closed"])
+@HOW
 def test_a_client_that_leaves_frees_its_place_once(when: str, how: str) -> None:
     stage = Stage()
     call = sent(stage, STREAM)
@@ -257,10 +280,7 @@ def test_a_client_that_leaves_frees_its_place_once(when: str, how: str) -> None:
         call.response(**SSE)
     if when == "in mid-stream":
         call.reply(b"data: {}\n\n", end=False)
-    if how == "reset":
-        call.process.cancelled()
-    else:
-        call.process.half_closed()
+    end(call, how)
     assert stage.in_flight() == 0
     assert [(o.ending, o.reason) for o in stage.ended] == [(Ending.CANCELLED, "client_left")]
     assert call.reply(b"late") == []

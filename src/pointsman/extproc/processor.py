@@ -182,27 +182,28 @@ class Process:
 
     def half_closed(self) -> None:
         """The gateway is done with this request, or with telling us of it."""
-        flight = self._flight
-        if flight is not None:
-            reply, none = self._reply, self._response_mode == NONE
-            if reply is None:
-                if none or not self._declared:
-                    self._hand_over(flight)
-            elif none:
-                if flight.request.stream and self._processor.clock() - self._reply_s < AT_ONCE_S:
-                    self._hand_over(flight)
-                else:
-                    self._close_answered(reply)
         self.cancelled()
         self._stream.finish()
 
     def cancelled(self) -> None:
-        """The client has left, or the gateway has."""
+        """The same; Envoy ends streams either way, whether the client has left or all went well."""
         self._over = True
-        flight = self._flight
-        if flight is not None:
+        flight, reply = self._flight, self._reply
+        if flight is None:
+            return
+        if self._sees_bodies(reply):  # and has not seen the end
             self._processor.router.pool.abandoned(flight.decision.chosen)
             self._close(Ending.CANCELLED, "client_left")
+        elif reply is None or (flight.request.stream and self._processor.clock() - self._reply_s < AT_ONCE_S):
+            self._hand_over(flight)
+        else:
+            self._close_answered(reply)
+
+    def _sees_bodies(self, reply: Reply | None) -> bool:
+        """Whether the bodies of responses come through here, as far as we know."""
+        if self._declared:
+            return self._response_mode != NONE
+        return reply is not None and reply.chunks > 0
 
     def resumed(self) -> None:
         """What we say is what we were told; there is nothing to hold back."""

@@ -191,7 +191,7 @@ class FakeUpstream:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection to the fake: requests by length, one at a time, in order."""
+    """One connection to the fake: requests by length or in chunks, one at a time, in order."""
 
     transport: asyncio.Transport
 
@@ -233,10 +233,16 @@ class _Connection(asyncio.Protocol):
         if end < 0:
             return
         request = Received(self._buffer[: end + 4], self._number)
-        body_end = end + 4 + int(request.headers.get("content-length", "0"))
-        if len(self._buffer) < body_end:
-            return
-        request.body, self._buffer = self._buffer[end + 4 : body_end], self._buffer[body_end:]
+        if request.headers.get("transfer-encoding") == "chunked":
+            body = _unchunked(self._buffer, end + 4)
+            if body is None:
+                return
+            request.body, self._buffer = body, b""
+        else:
+            body_end = end + 4 + int(request.headers.get("content-length", "0"))
+            if len(self._buffer) < body_end:
+                return
+            request.body, self._buffer = self._buffer[end + 4 : body_end], self._buffer[body_end:]
         self._current = request
         self._task = asyncio.get_running_loop().create_task(self._answer(request))
 
@@ -266,3 +272,19 @@ class _Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writable.set()
+
+
+def _unchunked(data: bytes, at: int) -> bytes | None:
+    """The body whose chunks begin at ``at`` and end with the data; None while it is not complete."""
+    if not data.endswith(LAST_CHUNK):
+        return None
+    pieces: list[bytes] = []
+    while True:
+        line = data.find(b"\r\n", at)
+        if line < 0:
+            return None
+        size = int(data[at:line], 16)
+        at = line + 2 + size + 2
+        if not size:
+            return b"".join(pieces) if at == len(data) else None
+        pieces.append(data[line + 2 : line + 2 + size])
