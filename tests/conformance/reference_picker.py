@@ -220,13 +220,12 @@ class Picker:
         span = max(waiting) - min(waiting)
         blocks = self.blocks(flow)
         shared = sum(block in endpoint.prefixes for block in blocks) / len(blocks) if blocks else 0.0
-        most = max(e.under_way for e in endpoints)
         found = {
             "queue-scorer": (max(waiting) - endpoint.waiting) / span if span else 1.0,
             "kv-cache-utilization-scorer": 1 - endpoint.kv,
             "lora-affinity-scorer": self.lora(flow, endpoint),
             "prefix-cache-scorer": shared,
-            "active-request-scorer": (most - endpoint.under_way) / most if most else 1.0,
+            "active-request-scorer": -float(endpoint.under_way),
         }
         return {name: found[name] * weight for name, weight in weighted.items()}
 

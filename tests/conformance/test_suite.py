@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from broken_pickers import BROKEN
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,6 +17,9 @@ from reference_picker import Picker, in_process
 
 from pointsman.conformance import suite
 from pointsman.conformance.case import CASES
+
+IMPATIENT_S = 0.5
+"""Enough to see that an answer does not come."""
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +50,20 @@ async def test_reference_passes(tmp_path: Path, credentials: grpc.ServerCredenti
     results = await suite.run(cases, in_process(Picker, credentials), tmp_path)
     assert {r.case.id: r.reason for r in results if r.verdict == "fail"} == {}
     assert {r.case.id for r in results if r.verdict == "skip"} == {c.id for c in CASES.values() if c.skipped}
+
+
+def test_every_case_has_a_broken_picker() -> None:
+    suite.chosen(())
+    assert set(BROKEN) == {case.id for case in CASES.values() if case.trial is not None}
+
+
+@pytest.mark.parametrize("case_id", BROKEN)
+async def test_fails_over_a_picker_without_it(
+    case_id: str, tmp_path: Path, credentials: grpc.ServerCredentials
+) -> None:
+    cases = suite.chosen([case_id])
+    for i, kind in enumerate(BROKEN[case_id]):
+        launch = in_process(kind, credentials)
+        [result] = await suite.run(cases, launch, tmp_path / str(i), patience_s=IMPATIENT_S)
+        assert result.verdict == "fail", f"passes over the broken picker {i}"
+        print(f"{case_id}: {result.reason}")

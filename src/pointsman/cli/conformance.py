@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tls", action="store_true", help="the picker serves TLS; its certificate is not verified")
     add(
         "--command",
+        dest="start",
         metavar="TEXT",
         help="starts the picker: {config} {port} {health_port} {metrics_port} {flags}",
     )
@@ -51,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else each picker's end is a line of its own
     try:
         from pointsman.conformance import report, suite
     except ModuleNotFoundError as exc:
@@ -83,14 +86,14 @@ def _launch(args: argparse.Namespace) -> Launch | None:
     from pointsman.conformance.groups import GROUPS
     from pointsman.conformance.subject import Place
 
-    if args.address and args.command:
+    if args.address and args.start:
         raise SettingsError("--address: is of a picker that runs; with --command it is started: give one")
     if not args.address:
         for option in ("group", "health_address", "metrics_url"):
             if getattr(args, option):
                 raise SettingsError(f"--{option.replace('_', '-')}: belongs to --address")
-        if args.command:
-            return start.by_command(start.parse_command(args.command), tls=args.tls)
+        if args.start:
+            return start.by_command(start.parse_command(args.start), tls=args.tls)
         return None if args.write_config else start.by_command(start.OWN, tls=args.tls)
     host, colon, port = args.address.rpartition(":")
     if not (host and colon and port.isdigit()):

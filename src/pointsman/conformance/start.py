@@ -32,9 +32,9 @@ OWN = (
     *("--config-file", "{config}", "--grpc-port", "{port}"),
     *("--grpc-health-port", "{health_port}", "--metrics-port", "{metrics_port}"),
     *("--refresh-metrics-interval", "50ms", "--metrics-endpoint-auth=false"),
-    *("--set", "picker.responses=seen", FLAGS),
+    *("--set", "picker.responses=seen", "--set", "metrics.idle_interval_s=0.05", FLAGS),
 )
-"""This installation's picker; it looks at responses, as llm-d's does."""
+"""This installation's picker; it looks at responses and at idle endpoints as often as llm-d's does."""
 
 
 def parse_command(text: str) -> tuple[str, ...]:

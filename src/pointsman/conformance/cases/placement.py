@@ -26,17 +26,17 @@ async def lowest_load(subject: Subject) -> None:
 
 @case("kv-cache-breaks-ties", "Of equal queues the one with the emptier KV cache is chosen.", LLMD_TESTS)
 async def kv_cache_breaks_ties(subject: Subject) -> None:
-    for best, other in (("a", "c"), ("c", "a")):
-        await subject.show(**{best: Load(1, 0.1), "b": Load(1, 0.5), other: Load(1, 0.9)})
-        equal("the choice", subject.chosen(await subject.ask()), best)
+    loads = (Load(1, 0.1), Load(1, 0.5), Load(1, 0.9))
+    for order in ("abc", "bca", "cab", "acb", "bac", "cba"):
+        await subject.show(**dict(zip(order, loads, strict=True)))
+        equal("the choice", subject.chosen(await subject.ask()), order[0])
 
 
 @case("lora-at-equal-load", "At equal load a request for an adapter goes where it is loaded.", LLMD_TESTS)
 async def lora_at_equal_load(subject: Subject) -> None:
-    for holder, other in (("a", "b"), ("b", "a")):
-        await subject.show(
-            **{holder: Load(0, 0.2, ("adapter-a",)), other: Load(0, 0.2, FULL), "c": Load(0, 0.2, FULL)}
-        )
+    full = Load(0, 0.2, FULL)
+    for holder in "abcabc":
+        await subject.show(**{**dict.fromkeys("abc", full), holder: Load(0, 0.2, ("adapter-a",))})
         equal("the choice", subject.chosen(await subject.ask(model="adapter-a")), holder)
 
 
