@@ -26,7 +26,7 @@ from pointsman.prefix.kv_socket import MAX_FRAME_BYTES
 from pointsman.prefix.kv_source import KvEventSource, Timing
 from pointsman.prefix.kv_wire import Cleared, Event, Removed, Stored
 from pointsman.testing.kv_publisher import CLEARED, Publisher, batch, removed, stored
-from pointsman.testing.upstream import FakeUpstream, Received, Step, reply
+from pointsman.testing.upstream import FakeUpstream
 
 CAPTURE = Path(__file__).parent / "capture"
 PATIENCE_S = 10.0
@@ -89,14 +89,14 @@ def page(*publishers: Publisher, **fields: Any) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def engine_saying(tree: object, status: int = 200) -> AsyncIterator[FakeUpstream]:
-    def script(request: Received) -> list[Step]:
-        """``tree`` as it is then."""
-        assert request.target == "/kv_event_sources"
-        return [reply(json.dumps(tree).encode(), status)]
-
-    async with FakeUpstream(script) as upstream:
+async def engine_saying(tree: object) -> AsyncIterator[FakeUpstream]:
+    """Its answer to GET /kv_event_sources; None: 404."""
+    async with FakeUpstream() as upstream:
+        if tree is not None:
+            upstream.kv_event_sources = json.dumps(tree).encode()
         yield upstream
+        assert {probe.target for probe in upstream.probes} <= {"/kv_event_sources"}
+        assert upstream.requests == []
 
 
 class Intake:
@@ -191,10 +191,9 @@ async def test_an_engine_that_starts_anew_is_known_anew() -> None:
 
 
 async def test_an_engine_that_comes_back_at_its_address_is_followed_again() -> None:
-    told: dict[str, Any] = {}
-    async with engine_saying(told) as upstream, Intake() as intake:
+    async with engine_saying(None) as upstream, Intake() as intake:
         async with Publisher() as engine:
-            told |= page(engine)
+            upstream.kv_event_sources = json.dumps(page(engine)).encode()
             slot = intake.join(upstream.url)
             engine.publish(stored([1, 2]))
             await intake.index.until(lambda: intake.index.held == {slot: {1, 2}})
@@ -249,21 +248,21 @@ async def test_an_endpoint_that_leaves_is_forgotten_and_its_sockets_are_closed()
         await intake.index.until(lambda: intake.index.held == {again: {1, 2}})
 
 
-@pytest.mark.parametrize(("tree", "status"), [({}, 200), ({"error": "no such path"}, 404), ("nonsense", 200)])
-async def test_an_engine_without_events_has_no_sources(tree: object, status: int) -> None:
-    async with engine_saying(tree, status) as upstream, Intake() as intake:
+@pytest.mark.parametrize("tree", [{}, None, "nonsense"])
+async def test_an_engine_without_events_has_no_sources(tree: object) -> None:
+    async with engine_saying(tree) as upstream, Intake() as intake:
         intake.join(upstream.url)
-        await upstream.request()
         [followed] = intake.events._followed.values()
         assert followed.asking
         await followed.asking
+        assert len(upstream.probes) == 1
         assert intake.events.sources() == []
         intake.events.tick()
         assert followed.asking is None
 
 
 async def test_an_engine_that_does_not_say_is_listened_to_where_the_settings_say() -> None:
-    async with Publisher() as engine, engine_saying({}, 404) as upstream:
+    async with Publisher() as engine, engine_saying(None) as upstream:
         port, replay_port = (int(address.rpartition(":")[2]) for address in (engine.address, engine.replay))
         async with Intake(mode="on", port=port, replay_port=replay_port) as intake:
             engine.publish(stored([1]))
@@ -274,7 +273,7 @@ async def test_an_engine_that_does_not_say_is_listened_to_where_the_settings_say
 async def test_engines_that_connect_to_us_are_told_apart_by_their_topics() -> None:
     [port] = free_ports(1)
     bind = f"tcp://127.0.0.1:{port}"
-    async with engine_saying({}, 404) as first, Intake(bind=bind) as intake:
+    async with engine_saying(None) as first, Intake(bind=bind) as intake:
         slot = intake.join(first.url)
         named = intake.join("http://127.0.0.2:9", name="pod-7")
         async with (
@@ -383,6 +382,7 @@ async def test_off_means_that_nobody_is_asked() -> None:
         intake.events.tick()
         assert intake.events._followed == {}
         assert intake.events.sources() == []
+        assert upstream.probes == []
 
 
 @pytest.fixture
@@ -404,7 +404,7 @@ async def test_who_did_not_ask_for_events_does_without_pyzmq() -> None:
     async with engine_saying({}) as upstream, Intake() as intake:
         intake.join(upstream.url)
         assert intake.events.sources() == []
-    assert upstream.requests == []
+    assert upstream.probes == []
 
 
 def free_ports(count: int) -> list[int]:

@@ -16,6 +16,7 @@ from typing import cast
 
 PATIENCE_S = 10.0
 """A test that waits longer has failed."""
+PROBES = ("/v1/models", "/metrics", "/kv_event_sources")
 LINGER_RESET = struct.pack("ii", 1, 0)
 """SO_LINGER with no time: closing sends a reset."""
 
@@ -90,8 +91,9 @@ def completion(request: Received) -> list[Step]:
 class FakeUpstream:
     """``async with FakeUpstream(script) as upstream``. ``script`` may be replaced at any time.
 
-    GET of /v1/models and of the metrics page are answered from ``models`` and ``page`` and kept in
-    ``probes``; every other request is kept in ``requests`` and answered by the script.
+    GET of /v1/models, of the metrics page and of /kv_event_sources are answered from ``models``, ``page``
+    and ``kv_event_sources`` and kept in ``probes``; every other request is kept in ``requests`` and answered
+    by the script.
     """
 
     def __init__(
@@ -106,6 +108,8 @@ class FakeUpstream:
         self.models = models
         self.page = b""
         """The metrics page; empty: 404."""
+        self.kv_event_sources = b""
+        """The same of what it says of its KV events."""
         self.probe_gate = asyncio.Event()
         self.probe_gate.set()
         """While it is clear, probes get no answer."""
@@ -165,7 +169,7 @@ class FakeUpstream:
 
     def steps(self, request: Received) -> Iterable[Step]:
         """What is said to ``request``."""
-        if request.method == "GET" and request.target.endswith(("/v1/models", "/metrics")):
+        if request.method == "GET" and request.target.endswith(PROBES):
             self.probes.append(request)
             return self._probe(request)
         self.requests.append(request)
@@ -176,6 +180,8 @@ class FakeUpstream:
         yield self.probe_gate
         if request.target.endswith("/metrics"):
             yield reply(self.page, 200 if self.page else 404)
+        elif request.target.endswith("/kv_event_sources"):
+            yield reply(self.kv_event_sources, 200 if self.kv_event_sources else 404)
         else:
             data = [{"id": model, "object": "model"} for model in self.models]
             yield reply(json.dumps({"object": "list", "data": data}).encode())
