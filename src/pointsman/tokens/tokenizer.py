@@ -61,13 +61,11 @@ class Tokenizer:
         return Plan(pieces, self._memory.get(self._number, pieces))
 
     def finish(self, plan: Plan, *, add_special: bool) -> bytes:
-        """The ids. Other threads go on meanwhile: of the library's calls only those for batches let them."""
-        unknown = [piece for piece, known in zip(plan.pieces, plan.ids, strict=True) if known is None]
-        computed = iter(self._library.encode_batch_fast(unknown, add_special_tokens=False) if unknown else ())
+        """The ids. Other threads go on meanwhile."""
         parts: list[bytes] = []
         for piece, known in zip(plan.pieces, plan.ids, strict=True):
             if known is None:
-                known = pack(next(computed).ids)
+                known = self.whole(piece, add_special=False)
                 self._memory.put(self._number, piece, known)
             parts.append(known)
         if not add_special:
@@ -80,7 +78,11 @@ class Tokenizer:
         return self.finish(self.plan(text), add_special=add_special)
 
     def whole(self, text: str, *, add_special: bool) -> bytes:
-        """The same without cutting or remembering."""
+        """The same without cutting or remembering.
+
+        A batch of one: of the library's calls only those for batches let other threads go on, and with more
+        than one they wait for threads of the library's own, now and then for milliseconds.
+        """
         (found,) = self._library.encode_batch_fast([text], add_special_tokens=add_special)
         return pack(found.ids)
 

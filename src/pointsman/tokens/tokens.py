@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ANY_MODEL = "*"
-AT_ONCE_BYTES = 4096
-"""A chat of this size is rendered in some 50 us; larger bodies are worked on beside the event loop."""
+AT_ONCE_BYTES = 16_384
+"""Chats up to here are rendered and looked up in some 100 us, which is what a thread costs, too; larger
+ones go to a thread (bench/micro/tokenise.py).
+"""
 AT_ONCE_CHARS = 192
 """Text that is tokenised in some 50 us."""
 MOST_JOBS = 64
