@@ -425,3 +425,56 @@ def test_a_plugin_s_bug_is_a_500_and_leaves_nothing_behind(caplog: pytest.LogCap
     assert (code, text) == (500, "inference error: Internal - internal error; see the log")
     assert stage.in_flight() == 0
     assert "could not be decided" in caplog.text
+
+
+# -- decisions that take a moment
+
+
+def test_a_decision_that_comes_later_is_answered_then() -> None:
+    stage = Stage()
+    stage.opening.waiting = []
+    call = stage.call()
+    call.head()
+    call.body(BODY[:9], end=False)
+    assert call.body(BODY[9:]) == []
+    (decide,) = stage.opening.waiting
+    decide()
+    answers = call.taken()
+    assert destination(answers[0]) in HOSTS
+    assert bodies(answers) == [(BODY[:9], False), (BODY[9:], True)]
+
+
+def test_trailers_wait_for_the_decision_as_well() -> None:
+    stage = Stage()
+    stage.opening.waiting = []
+    call = stage.call()
+    call.head()
+    call.body(BODY, end=False)
+    assert call.trailers() == []
+    stage.opening.waiting[0]()
+    assert kinds(call.taken()) == ["request_headers", "request_body", "request_trailers"]
+
+
+@pytest.mark.parametrize("body", [BODY, b'{"model": "m"}'])
+def test_who_has_left_before_the_decision_gets_no_answer_and_leaves_no_load(body: bytes) -> None:
+    stage = Stage()
+    stage.opening.waiting = []
+    call = stage.call()
+    call.head()
+    call.body(body)
+    call.process.cancelled()
+    stage.opening.waiting[0]()
+    assert call.taken() == []
+    assert stage.in_flight() == 0
+    assert [(o.ending, o.reason) for o in stage.ended] == [(Ending.CANCELLED, "client_left")]
+
+
+def test_a_refusal_that_comes_later_is_said_then() -> None:
+    stage = Stage()
+    stage.opening.waiting = []
+    call = stage.call()
+    call.head(subset=[])
+    call.body(BODY)
+    stage.opening.waiting[0]()
+    assert refusal(call.taken())[0] == 503
+    assert call.finished == 0

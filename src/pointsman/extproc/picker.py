@@ -49,6 +49,7 @@ class PickerFront:
         )
         self.processor = Processor(
             core.router,
+            core.opening,
             self.destinations,
             self.completions,
             core.clock,

@@ -10,6 +10,7 @@ import logging
 import random
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from pointsman import api
@@ -34,6 +35,7 @@ from pointsman.extproc.reply import ModelNames, Reply
 from pointsman.proxy.exchange import NO_USAGE
 from pointsman.proxy.gateway import rewritten
 from pointsman.proxy.head import MODEL_REWRITE
+from pointsman.proxy.opening import Opening
 from pointsman.router import Eligible, Flight, Router
 from pointsman.types import Clock, Decision, Ending, InferenceRequest, Outcome
 
@@ -51,6 +53,7 @@ class Processor:
     def __init__(
         self,
         router: Router,
+        opening: Opening,
         destinations: Destinations,
         completions: Completions,
         clock: Clock,
@@ -62,6 +65,7 @@ class Processor:
         emits_scores: bool = False,
     ) -> None:
         self.router = router
+        self.opening = opening
         self.destinations = destinations
         self.completions = completions
         self.clock = clock
@@ -250,7 +254,7 @@ class Process:
             limit = self._processor.max_body_bytes
             self._refuse(head, BodyTooLarge(f"The request body is larger than {limit} bytes."))
         elif body.end or self._request_mode != FULL_DUPLEX:
-            self._decide(head, self._body(), of_body=True)
+            self._decide(head, self._body())
 
     def _body(self) -> bytes:
         parts = self._parts
@@ -258,8 +262,8 @@ class Process:
 
     def _request_trailers(self) -> None:
         if self._head is not None:
-            self._decide(self._head, self._body(), of_body=True, closes=False)
-        if not self._over:
+            self._decide(self._head, self._body(), trailers=True)
+        else:
             self._stream.send(messages.REQUEST_TRAILERS_SEEN)
             self._close_unless_seen()
 
@@ -284,29 +288,52 @@ class Process:
             self._over = True
             self._stream.finish()
 
-    def _decide(self, head: Head, body: bytes, *, of_body: bool, closes: bool = True) -> None:
+    def _decide(self, head: Head, body: bytes, *, of_body: bool = True, trailers: bool = False) -> None:
+        """Have it decided on; without ``of_body`` the gateway wants to know before it sends the body."""
         processor = self._processor
         parts, self._parts, self._head = self._parts, [], None
         try:
             request = self._parse(head, body, of_body)
-            flight = processor.router.open(request, processor.eligible(head))
-            try:
-                address = processor.address(flight.decision)
-            except NoEndpoints:
-                flight.release()
-                raise
+            changed = None if request.body is body else request.body
+            told = partial(self._decided, head, parts, changed, of_body, trailers)
+            processor.opening.open(request, told, processor.eligible(head))
         except PointsmanError as error:
             self._refuse(head, error)
-            return
         except Exception:  # a plugin's bug is not the client's
+            if self._flight is not None:
+                raise
             log.exception("request for %s could not be decided", path_of(head.headers))
             self._refuse(head, PointsmanError("internal error; see the log"))
-            return
-        self._flight = flight
-        changed = None if request.body is body else request.body
-        self._answer(head, flight, address, parts, changed)
-        if closes and of_body:
-            self._close_unless_seen()
+
+    def _decided(
+        self,
+        head: Head,
+        parts: Sequence[Body],
+        changed: bytes | None,
+        of_body: bool,
+        trailers: bool,
+        found: Flight | PointsmanError,
+    ) -> None:
+        """It has been decided on: now, or after its prompts' token ids were looked for."""
+        if isinstance(found, Flight):
+            self._flight = found
+            if self._over:
+                self._close(Ending.CANCELLED, "client_left")
+                return
+            try:
+                address = self._processor.address(found.decision)
+            except NoEndpoints as error:
+                self._flight = None
+                found.release()
+                self._refuse(head, error)
+                return
+            self._answer(head, found, address, parts, changed)
+            if trailers:
+                self._stream.send(messages.REQUEST_TRAILERS_SEEN)
+            if of_body:
+                self._close_unless_seen()
+        elif not self._over:
+            self._refuse(head, found)
 
     def _parse(self, head: Head, body: bytes, of_body: bool) -> InferenceRequest:
         headers, path = head.headers, path_of(head.headers)

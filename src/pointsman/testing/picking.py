@@ -10,13 +10,15 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from pointsman.config import Endpoint as EndpointSettings
 from pointsman.endpoints.pool import Pool
 from pointsman.endpoints.target import targets_of
+from pointsman.errors import PointsmanError
 from pointsman.extproc.completions import Completions
 from pointsman.extproc.destinations import Destinations
 from pointsman.extproc.headers import DESTINATION
 from pointsman.extproc.processor import SEEN, Process, Processor
 from pointsman.prefix.approximate import PrefixIndex
 from pointsman.prefix.follow import follow
-from pointsman.router import Observer, Router
+from pointsman.proxy.opening import Told
+from pointsman.router import Eligible, Flight, Observer, Router
 from pointsman.scheduling.cycle import Services
 from pointsman.scheduling.presets import build_scheduler, load_policy
 from pointsman.types import Decision, InferenceRequest, Load, Metrics, Outcome
@@ -30,6 +32,31 @@ class Ended(list[Outcome]):
 
     def __call__(self, request: InferenceRequest, decision: Decision | None, outcome: Outcome) -> None:
         self.append(outcome)
+
+
+class Direct:
+    """Decisions at once, or as soon as somebody calls what is ``waiting`` (``opening.Opening``)."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self.waiting: list[Callable[[], None]] | None = None
+        """Decisions to be made; None: they are made at once."""
+
+    def open(self, request: InferenceRequest, told: Told, eligible: Eligible | None = None) -> None:
+        def decide() -> None:
+            try:
+                found: Flight | PointsmanError = self._router.open(request, eligible)
+            except PointsmanError as error:
+                found = error
+            told(found)
+
+        if self.waiting is None:
+            decide()
+        else:
+            self.waiting.append(decide)
+
+    def reopen(self, flight: Flight, told: Callable[[bool], None]) -> None:
+        told(self._router.reopen(flight))
 
 
 class Stage:
@@ -65,8 +92,10 @@ class Stage:
         )
         destinations = Destinations(self.pool)
         self.completions = Completions(self.router, destinations, clock, timeout_s)
+        self.opening = Direct(self.router)
         self.processor = Processor(
             self.router,
+            self.opening,
             destinations,
             self.completions,
             clock,
