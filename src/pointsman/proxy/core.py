@@ -29,8 +29,6 @@ from pointsman.prefix.approximate import PrefixIndex
 from pointsman.prefix.follow import follow
 from pointsman.prefix.kv_events import KvEvents
 from pointsman.prefix.precise import PreciseIndex
-from pointsman.prefix.kv_events import KvEvents
-from pointsman.prefix.precise import PreciseIndex
 from pointsman.proxy.admin import Admin
 from pointsman.proxy.data_layer import discovery_settings, metrics_settings, page_source
 from pointsman.proxy.gauges import PoolGauges
@@ -101,8 +99,6 @@ class Core:
             max_bytes=settings.prefix.max_bytes, max_prefix_tokens=settings.prefix.max_prefix_tokens
         )
         follow(self.index, self.pool, fixed_block_tokens=settings.prefix.block_tokens)
-        self.precise = PreciseIndex()
-        self.kv_events = KvEvents(self.pool, settings.kv_events, self.precise, clock)
         self.precise = PreciseIndex(max_bytes=settings.kv_events.index_bytes)
         self.kv_events = KvEvents(self.pool, settings.kv_events, self.precise, clock)
         self.tokens = Tokens(settings.tokens, self.pool)
@@ -161,7 +157,6 @@ class Core:
         if self.tracing:
             self.tracing.open()
         self.kv_events.start()
-        self.kv_events.start()
         self.port = await front.start()
         self.admin_port = await admin.start()
         async with asyncio.TaskGroup() as tasks:
@@ -170,7 +165,6 @@ class Core:
                 for part in (
                     self.scraper.run(),
                     self.discovery.run(),
-                    self.kv_events.run(),
                     self.kv_events.run(),
                     front.run(),
                     self.access_log.run(),
