@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from hpack.exceptions import HPACKDecodingError
-from hpack.huffman_table import decode_huffman
+from hpack.huffman_table import HUFFMAN_COMPLETE, HUFFMAN_EMIT_SYMBOL, HUFFMAN_FAIL, HUFFMAN_TABLE
 from hpack.table import HeaderTable
 
 Field = tuple[bytes, bytes]
@@ -134,12 +133,50 @@ def _string(block: bytes, at: int) -> tuple[bytes, int]:
     if end > len(block):
         raise BadBlock("ends within a string")
     text = block[at:end]
-    if huffman:
-        try:
-            text = decode_huffman(text)
-        except HPACKDecodingError as exc:
-            raise BadBlock("a string is not of the Huffman code") from exc
-    return text, end
+    return (_unpacked(text) if huffman else text), end
+
+
+class _Steps(dict[int, tuple[int, bytes, bool]]):
+    """What a byte does to the decoder of the Huffman code, by state (in bits 8 and up) and byte: the next
+    state, the symbols that end, and whether a string may end there. Filled as needed from the library's
+    table, which steps by four bits; 65,536 entries at most.
+    """
+
+    def __missing__(self, key: int) -> tuple[int, bytes, bool]:
+        state, symbols, flags = key >> 8, b"", 0
+        for nibble in (key >> 4 & 0xF, key & 0xF):
+            state, flags, symbol = HUFFMAN_TABLE[state << 4 | nibble]
+            if flags & HUFFMAN_FAIL:
+                raise BadBlock("a string is not of the Huffman code")
+            if flags & HUFFMAN_EMIT_SYMBOL:
+                symbols += bytes((symbol,))
+        step = self[key] = (state << 8, symbols, bool(flags & HUFFMAN_COMPLETE))
+        return step
+
+
+_STEPS = _Steps()
+_SHORT_BYTES = 64
+_unpacked_before: dict[bytes, bytes] = {}
+"""Short strings, of which most come again and again."""
+
+
+def _unpacked(text: bytes) -> bytes:
+    """A string that is in the Huffman code."""
+    known = _unpacked_before.get(text)
+    if known is not None:
+        return known
+    state, complete, out = 0, True, []
+    for byte in text:
+        state, symbols, complete = _STEPS[state | byte]
+        out.append(symbols)
+    if not complete:
+        raise BadBlock("a string is not of the Huffman code")
+    plain = b"".join(out)
+    if len(text) <= _SHORT_BYTES:
+        if len(_unpacked_before) >= 1024:
+            _unpacked_before.clear()
+        _unpacked_before[text] = plain
+    return plain
 
 
 def encode(fields: Iterable[Field]) -> bytes:
