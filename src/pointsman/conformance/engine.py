@@ -101,7 +101,7 @@ class Engine:
         """Close every connection."""
         tasks = list(self._writers.values())
         for writer in self._writers:
-            writer.close()
+            writer.transport.abort()
         await asyncio.gather(*tasks)
 
     def _page(self, path: str) -> tuple[str, str, bytes]:

@@ -28,19 +28,19 @@ async def unverified_tls(address: str, folder: Path) -> AsyncIterator[str]:
     """A gRPC target (``unix:...``) that stands for ``address`` (``host:port``, TLS with ALPN ``h2``)."""
     host, _, port = address.rpartition(":")
     context = unverified()
-    tasks: set[asyncio.Task[None]] = set()
+    tasks: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task: asyncio.Task[None] | None = asyncio.current_task()
         assert task is not None
-        tasks.add(task)
+        tasks[writer] = task
         try:
             with suppress(OSError):
                 await _relay(
                     reader, writer, *await asyncio.open_connection(host.strip("[]"), port, ssl=context)
                 )
         finally:
-            tasks.discard(task)
+            del tasks[writer]
             writer.close()
 
     path = folder / "tls.sock"
@@ -49,8 +49,10 @@ async def unverified_tls(address: str, folder: Path) -> AsyncIterator[str]:
         yield f"unix:{path}"
     finally:
         server.close()
-        if tasks:
-            await asyncio.wait(tasks)
+        left = list(tasks.values())
+        for writer in tasks:
+            writer.transport.abort()
+        await asyncio.gather(*left)
         path.unlink()
 
 

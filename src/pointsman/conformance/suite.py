@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from fnmatch import fnmatchcase
@@ -23,9 +22,8 @@ from pointsman.conformance.start import Launch
 from pointsman.conformance.subject import PATIENCE_S, Place, Subject
 from pointsman.errors import SettingsError
 
-log = logging.getLogger(__name__)
-
 CASE_PATIENCE_S = 60.0
+UNSEEN = "the picker does not read the endpoints' metrics pages"
 Verdict = Literal["pass", "fail", "skip"]
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -106,13 +104,12 @@ async def _run_group(
                 launch(name, group, folder) as place,
                 _subject(place, engines, folder, patience_s) as subject,
             ):
-                listed = group.listed or group.engines
-                if not all(await asyncio.gather(*(engines[e].seen() for e in listed))):
-                    raise Failed("the picker does not read the endpoints' metrics pages")
+                listed = group.engines if group.listed is None else group.listed
+                seen = await asyncio.gather(*(engines[each].seen() for each in listed))
                 while left:
-                    note(await _try(left[0], subject))
-                    del left[0]
-        except Failed as failed:
+                    case = left.pop(0)
+                    note(await _try(case, subject) if all(seen) else Result(case, "fail", UNSEEN))
+        except Failed as failed:  # it did not start
             for case in left:
                 note(Result(case, "fail", str(failed)))
         except Skipped as skipped:
