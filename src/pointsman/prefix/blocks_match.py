@@ -82,12 +82,10 @@ def find(
             else:
                 runs = _tiered_runs(tiers, chain, count, among, weighted, size)
             told.append(runs)
-            if expected.by_slot:
-                longer = _longer(tiers, chain, count, among, runs, expected)
+            for slot, (more, weight) in _expected(tiers, chain, count, among, runs, expected).items():
+                tokens[slot] = tokens.get(slot, 0) + more * size
                 if not only_full:
-                    for slot, run in longer.items():
-                        weighted[slot] = weighted.get(slot, 0.0) + (run - runs.get(slot, 0)) * size
-                runs = runs | longer
+                    weighted[slot] = weighted.get(slot, 0.0) + weight * size
             for slot, run in runs.items():
                 tokens[slot] = tokens.get(slot, 0) + run * size
     return found
@@ -137,18 +135,22 @@ def _tiered_runs(
     return runs
 
 
-def _longer(
+def _expected(
     tiers: Tiers, chain: Sequence[int], count: int, among: int, runs: Mapping[int, int], expected: Expected
-) -> dict[int, int]:
-    """The runs that what was just sent makes longer."""
-    longer = {}
+) -> dict[int, tuple[int, float]]:
+    """By slot, how many blocks more the run has with what was just sent, and the sum of their weights."""
+    found = {}
     for slot, entries in expected.by_slot.items():
         if among >> slot & 1:
             run = told = runs.get(slot, 0)
-            while run < count and (
-                chain[run] in entries or any(table.get(chain[run], 0) >> slot & 1 for _, table in tiers)
-            ):
+            sum_ = 0.0
+            while run < count:
+                key = chain[run]
+                weight = next((weight for weight, table in tiers if table.get(key, 0) >> slot & 1), None)
+                if weight is None and key not in entries:
+                    break
+                sum_ += 1.0 if weight is None else weight
                 run += 1
             if run > told:
-                longer[slot] = run
-    return longer
+                found[slot] = run - told, sum_
+    return found

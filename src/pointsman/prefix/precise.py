@@ -58,6 +58,7 @@ class PreciseIndex:
         scheme: Scheme | None = None,
         tier_weights: Mapping[str, float] = TIER_WEIGHTS,
     ) -> None:
+        self.max_bytes = max_bytes
         self.unknown = 0
         """Events dropped because what they build on is not known: some before them were lost."""
         self.skipped = 0
