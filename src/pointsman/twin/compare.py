@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -112,6 +113,7 @@ def simulate(task: Task) -> Run:
     """Make one run."""
     scenario = task.scenario
     with ExitStack() as stack:
+        stack.enter_context(_quiet())
         observers: list[Observer] = []
         trace: TraceLog | None = None
         if task.decisions:
@@ -184,6 +186,18 @@ def _class(seeds: Sequence[SloClass]) -> ClassSummary:
         ttft_p99_s=mean_of([ttft.p99 for ttft in ttfts]) if ttfts else None,
         tpot_p99_s=mean_of([tpot.p99 for tpot in tpots]) if tpots else None,
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What simulated routers warn of is no news to whoever asked for it to go wrong."""
+    logger = logging.getLogger("pointsman")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _created(path: str, option: str) -> BinaryIO:

@@ -12,7 +12,7 @@ from pointsman import api
 from pointsman.api import prompts
 from pointsman.bench.workloads import Call
 from pointsman.sim import tokens
-from pointsman.types import InferenceRequest, Prompt
+from pointsman.types import InferenceRequest, Prompt, Tokenized
 
 PATH = "/v1/completions"
 _FORMAT = api.find(PATH).name
@@ -51,8 +51,10 @@ class Prepared:
 class Prompts:
     """Keeps the prompts used last, ``KEPT_BYTES`` of them."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, tokenized: bool = False) -> None:
+        """``tokenized``: requests carry the token ids of their prompts."""
         self.model = model
+        self._tokenized = tokenized
         self._hasher = tokens.BlockHasher()
         self._kept: OrderedDict[tuple[str, str, str], Prepared] = OrderedDict()
         self._bytes = 0
@@ -83,6 +85,8 @@ class Prompts:
             stream=True,
             prompts=prepared.prompt,
             root=prepared.root,
+            tokenized=(Tokenized(tokens.filled(prepared.data)),) if self._tokenized else (),
+            cache_salt=call.cache_salt,
             prompt_tokens=prepared.prompt[0].tokens,
             max_tokens=call.max_tokens,
             headers=dict(call.headers),

@@ -18,6 +18,7 @@ from pointsman.bench.run import Load
 from pointsman.sim.spec import FleetItem
 from pointsman.sim.variants import Variants
 from pointsman.twin.gateway import RouterCost
+from pointsman.twin.kv_events import KvEvents
 from pointsman.twin.routers import Routers
 from pointsman.twin.scenario import Incident, Scenario
 
@@ -34,6 +35,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "incidents[]": Incident,
     "router": RouterCost,
     "routers": Routers,
+    "kv_events": KvEvents,
     "slo, classes.*": Slo,
 }
 LONG_DEFAULTS = {"engines": "the case study's 20", "workload": "the case study's"}
@@ -52,7 +54,8 @@ ELSEWHERE = {
     "tpot_s": "Mean of each token after the first.",
 }
 """Keys that the structs have nothing to say of."""
-UNUSED = ("port", "base_port")
+UNUSED = ("port", "base_port", "kv_events", "data_parallel_rank")
+"""Keys of engines that are for HTTP servers."""
 
 
 def page() -> str:
@@ -71,7 +74,7 @@ def _section(cls: type[msgspec.Struct]) -> Iterator[str]:
     said = said_of(cls)
     inherited = {field.name for field in structs.fields(Variants)} if issubclass(cls, Variants) else set()
     for field in structs.fields(cls):
-        if field.name not in inherited and field.name not in UNUSED:
+        if field.name not in inherited and not (cls is FleetItem and field.name in UNUSED):
             text = _plain(said.get(field.name) or ELSEWHERE.get(field.name) or OF_VLLM)
             yield f"| `{field.name}` | {_default(field)} | {text} |"
     if inherited:

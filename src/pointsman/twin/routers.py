@@ -12,11 +12,13 @@ from msgspec import Meta
 from pointsman.endpoints.pool import Pool
 from pointsman.prefix.approximate import PrefixIndex
 from pointsman.prefix.follow import follow
+from pointsman.prefix.precise import PreciseIndex
 from pointsman.router import Observer, Router
 from pointsman.scheduling.cycle import Services
 from pointsman.scheduling.presets import build_scheduler
 from pointsman.scheduling.scheduler import Scheduler
 from pointsman.twin.events import Events
+from pointsman.twin.kv_events import Wires
 from pointsman.twin.policies import Policy
 
 Seconds = Annotated[float, Meta(ge=0)]
@@ -54,13 +56,19 @@ def build(
     observers: Sequence[Observer],
     dice: Sequence[random.Random],
     prefix_block_tokens: int,
+    wires: Wires | None = None,
 ) -> list[Replica]:
-    """What ``pointsman serve`` builds, once for each of the ``dice``."""
+    """What ``pointsman serve`` builds, once for each of the ``dice``. Over ``wires`` come KV events, if
+    any.
+    """
     found = []
     for rng in dice:
         pool, index = Pool(events.clock), PrefixIndex()
         follow(index, pool, fixed_block_tokens=prefix_block_tokens)
-        scheduler = build_scheduler(policy.load(), Services(index, events.clock, rng))
+        precise = PreciseIndex() if wires else None
+        if wires and precise:
+            wires.follow(pool, precise)
+        scheduler = build_scheduler(policy.load(), Services(index, events.clock, rng, precise))
         sees = routers.evidence == "full"
         found.append(Replica(pool, Router(pool, scheduler, observers, sees_responses=sees), scheduler))
     return found

@@ -20,6 +20,7 @@ from pointsman.router import Observer
 from pointsman.sim.spec import EngineSpec
 from pointsman.twin.events import Events
 from pointsman.twin.gateway import Gateway, Served
+from pointsman.twin.kv_events import Publishing, Wires
 from pointsman.twin.policies import Policy
 from pointsman.twin.prompts import Prompts
 from pointsman.twin.routers import build
@@ -85,7 +86,10 @@ class Simulation:
         self.events = events = Events()
         specs = [structs.replace(spec, seed=spec.seed + seed) for spec in scenario.specs()]
         late = {i.endpoint for i in scenario.incidents if i.kind == "join"}
-        self.servers = {spec.name: ModelServer(spec, events) for spec in specs}
+        told = scenario.kv_events
+        dice_of_events = random.Random(f"kv events {seed}")
+        publishing = {s.name: Publishing(s, told, events, dice_of_events) for s in specs if told}
+        self.servers = {spec.name: ModelServer(spec, events, publishing.get(spec.name)) for spec in specs}
         routers = scenario.routers
         several = [random.Random(f"policy {seed} {i}") for i in range(1, routers.replicas)]
         self.replicas = build(
@@ -95,6 +99,7 @@ class Simulation:
             observers,
             [dice or random.Random(f"policy {seed}"), *several],
             scenario.prefix_block_tokens,
+            Wires(publishing, told, events) if told else None,
         )
         first = self.replicas[0]
         self.pool, self.router, self.scheduler = first.pool, first.router, first.scheduler
@@ -104,7 +109,7 @@ class Simulation:
             events,
             self.replicas,
             self.servers,
-            Prompts(specs[0].models[0]),
+            Prompts(specs[0].models[0], tokenized=told is not None),
             scenario.router,
             scenario.timeout_s,
             routers,

@@ -17,6 +17,7 @@ from pointsman.config import convert, override, read_yaml
 from pointsman.errors import SettingsError
 from pointsman.sim.spec import EngineSpec, FleetItem, expand
 from pointsman.twin.gateway import RouterCost
+from pointsman.twin.kv_events import KvEvents
 from pointsman.twin.routers import Routers
 
 Seconds = Annotated[float, Meta(ge=0)]
@@ -63,6 +64,10 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     """What the router itself takes."""
     routers: Routers = Routers()
     """How many routers, and what they see."""
+    kv_events: KvEvents | None = None
+    """Servers publish KV events, and prompts come with their token ids: what is cached where is known, not
+    guessed.
+    """
     metrics_interval_s: Annotated[float, Meta(gt=0)] = 0.05
     """How often the router reads the metrics of an endpoint that has requests."""
     timeout_s: Annotated[float, Meta(gt=0)] = 300.0

@@ -11,7 +11,10 @@ from typing import Protocol, cast
 from pointsman.bench.workloads import Call
 from pointsman.sim.engine import Engine, EngineRequest
 from pointsman.sim.spec import EngineSpec
+from pointsman.sim.text import Text
+from pointsman.sim.tokens import TOKEN_BYTES
 from pointsman.twin.events import Events
+from pointsman.twin.kv_events import Publishing
 from pointsman.twin.prompts import Prepared
 from pointsman.types import Metrics
 
@@ -33,10 +36,12 @@ class Waiter(Protocol):
 class ModelServer:
     """One simulated server. ``up`` is whether it accepts connections."""
 
-    def __init__(self, spec: EngineSpec, events: Events) -> None:
+    def __init__(self, spec: EngineSpec, events: Events, publishing: Publishing | None = None) -> None:
+        """``publishing``: where it tells of its KV events, if it does."""
         self.spec = spec
         self.name = spec.name
-        self.engine = Engine(spec.parameters())
+        self.engine = Engine(spec.parameters(), None if publishing is None else publishing.journal)
+        self._publishing = publishing
         self.up = True
         self.restarted = False
         """It lost its cache since its metrics were last read."""
@@ -66,6 +71,9 @@ class ModelServer:
         engine = self.engine
         block = engine.parameters.block_tokens
 
+        def answer(tokens: int) -> bytes:
+            return call.answer.encode()[: tokens * TOKEN_BYTES]
+
         def continuation(kv_tokens: int) -> Sequence[int]:
             return prepared.continued(call.answer, block, kv_tokens)
 
@@ -75,6 +83,7 @@ class ModelServer:
             call.output_tokens,
             owner=waiter,
             continuation=continuation if call.answer else None,
+            content=Text(prepared.data, answer, block, call.model, call.cache_salt),
         )
         engine.submit(request, self._events.now_s)
         self._go_on()
@@ -118,6 +127,8 @@ class ModelServer:
             _waiter(request).finished()
         self._stepping = False
         self._armed_s = math.inf
+        if self._publishing is not None:
+            self._publishing.publish()
         self._go_on()
 
     # faults
@@ -136,11 +147,16 @@ class ModelServer:
         self._lives = self.counted
         self._first_tokens = self._ended = 0
         self._first_wait_s = 0.0
+        if self._publishing is not None:
+            self._publishing.crash()
+            self.engine.journal = self._publishing.journal
         for request in self.engine.reset(self._events.now_s):
             _waiter(request).broken()
 
     def come_back(self) -> None:
         self.up = True
+        if self._publishing is not None:
+            self._publishing.come_back()
 
     # metrics
 
