@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import socket
+from functools import lru_cache
 
 from pointsman.endpoints.pool import Pool
 from pointsman.endpoints.target import Target
@@ -59,6 +60,7 @@ class Destinations:
             await self.resolve()
 
 
+@lru_cache(maxsize=4096)  # asked for every decision
 def is_address(host: str) -> bool:
     """Whether it is an IP address, not a name."""
     try:

@@ -163,15 +163,20 @@ def _metadata(message: pb.ProcessingRequest) -> tuple[frozenset[str] | None, str
 # -- what we say
 
 
-def _field(tag: int, *parts: Buffer) -> bytes:
+def _field(tag: int, *parts: bytes) -> bytes:
     """A length-delimited field."""
-    length = sum(map(len, parts))
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    return _prefix(tag, len(data)) + data
+
+
+@lru_cache(maxsize=4096)
+def _prefix(tag: int, length: int) -> bytes:
     prefix = bytearray((tag,))
     while length > 0x7F:
         prefix.append(length & 0x7F | 0x80)
         length >>= 7
     prefix.append(length)
-    return b"".join((prefix, *parts))
+    return bytes(prefix)
 
 
 def _set(name: str, value: str) -> bytes:
@@ -285,7 +290,15 @@ def chunks(of_request: bool, body: bytes, end: bool) -> Iterable[bytes]:
 
 def _piece(of_request: bool, raw: Buffer) -> bytes:
     """BodyResponse{CommonResponse{BodyMutation{streamed_response}}}."""
-    return _field(0x1A if of_request else 0x22, _field(0x0A, _field(0x1A, _field(0x1A, raw))))
+    return _piece_prefix(of_request, len(raw)) + raw
+
+
+@lru_cache(maxsize=4096)
+def _piece_prefix(of_request: bool, length: int) -> bytes:
+    prefix = b""
+    for tag in (0x1A, 0x1A, 0x0A, 0x1A if of_request else 0x22):
+        prefix = _prefix(tag, length + len(prefix)) + prefix
+    return prefix
 
 
 def immediate(status: int, body: str, set_headers: Iterable[tuple[str, str]] = ()) -> bytes:
