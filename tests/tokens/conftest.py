@@ -11,7 +11,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
-from pointsman.tokens.cuts import WORDS
+from pointsman.tokens.cuts import WORDS, Cuts
+from pointsman.tokens.library import plain, quick
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|end_of_text|>"]
 SOURCES = [str(path) for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-d]*.py"))[:40]]
@@ -154,11 +155,22 @@ def special_around(made: Tokenizer) -> Tokenizer:
     return made
 
 
+class Kind:
+    """A tokenizer of one kind."""
+
+    def __init__(self, library: Tokenizer, between_words: bool) -> None:
+        self.library = library
+        self.between_words = between_words
+        """Whether it can be cut there."""
+        self.cuts = Cuts(library.to_str())
+        self.ways = [way for way in (plain(library), quick(library)) if way]
+        """To tokenise a whole text."""
+
+
 @pytest.fixture(scope="session", params=KINDS)
-def kind(request: pytest.FixtureRequest) -> tuple[Tokenizer, bool]:
-    """A tokenizer of each kind, and whether it can be cut between words."""
+def kind(request: pytest.FixtureRequest) -> Kind:
     make, between_words = KINDS[request.param]
-    return special_around(make()), between_words
+    return Kind(special_around(make()), between_words)
 
 
 CHATML = (

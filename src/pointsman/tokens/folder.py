@@ -14,6 +14,8 @@ from tokenizers.processors import TemplateProcessing
 from pointsman.errors import SettingsError
 from pointsman.tokens.asked import Chat, Texts
 from pointsman.tokens.conversation import NotText, conversation, tools
+from pointsman.tokens.cuts import Cuts
+from pointsman.tokens.library import fastest
 from pointsman.tokens.memory import Memory
 from pointsman.tokens.template import ChatTemplate
 from pointsman.tokens.tokenizer import Plan, Tokenizer
@@ -103,7 +105,7 @@ def load(name: str, path: str, memory: Memory, allow_download: bool) -> Model:
             templates[use] = ChatTemplate(source, special)
         except TemplateError as exc:
             raise SettingsError(f"{where}: chat template {use!r} in {folder}: {exc}") from exc
-    return Model(Tokenizer(library, memory), templates)
+    return Model(Tokenizer(fastest(library), Cuts(library.to_str()), memory), templates)
 
 
 def _folder(path: str, where: str, allow_download: bool) -> Path:

@@ -5,14 +5,13 @@ remembered.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
-from pointsman.api.token_ids import pack
 from pointsman.tokens.cuts import Cuts
 from pointsman.tokens.memory import Memory
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Library
+Encode = Callable[[Sequence[str], bool], list[bytes]]
+"""Texts, and whether special tokens are put around each, to ids as ``types.Tokenized`` has them."""
 
 PIECE_CHARS = 64
 """Of pieces that end before a special token, at least."""
@@ -37,22 +36,21 @@ class Plan:
 
 
 class Tokenizer:
-    """Gives what the library gives for the whole text, without padding or truncation."""
+    """Gives what ``whole`` gives for a whole text, which takes longer."""
 
     def __init__(
         self,
-        library: Library,
+        whole: Encode,
+        cuts: Cuts,
         memory: Memory,
         piece_chars: int = PIECE_CHARS,
         words_chars: int = WORDS_CHARS,
     ) -> None:
-        library.no_padding()
-        library.no_truncation()
-        self._library = library
+        self._whole = whole
+        self._cuts = cuts
         self._memory = memory
         self._least = piece_chars, words_chars
         self._number = next(_numbers)
-        self._cuts = Cuts(library.to_str())
         self._around = self._learn_around()
 
     def plan(self, text: str) -> Plan:
@@ -61,36 +59,28 @@ class Tokenizer:
         return Plan(pieces, self._memory.get(self._number, pieces))
 
     def finish(self, plan: Plan, *, add_special: bool) -> bytes:
-        """The ids. Other threads go on meanwhile."""
-        parts: list[bytes] = []
-        for piece, known in zip(plan.pieces, plan.ids, strict=True):
-            if known is None:
-                known = self.whole(piece, add_special=False)
-                self._memory.put(self._number, piece, known)
-            parts.append(known)
+        """The ids. Other threads go on meanwhile; in one call, since whoever takes the interpreter back
+        from a busy thread waits for it up to 5 ms each time.
+        """
+        unknown = [piece for piece, known in zip(plan.pieces, plan.ids, strict=True) if known is None]
+        computed = self._whole(unknown, False) if unknown else []
+        for piece, ids in zip(unknown, computed, strict=True):
+            self._memory.put(self._number, piece, ids)
+        found = iter(computed)
+        parts = [next(found) if known is None else known for known in plan.ids]
         if not add_special:
             return b"".join(parts)
         if self._around is None:
-            return self.whole("".join(plan.pieces), add_special=True)
+            return self._whole(["".join(plan.pieces)], True)[0]
         return b"".join((self._around[0], *parts, self._around[1]))
 
     def encode(self, text: str, *, add_special: bool) -> bytes:
         return self.finish(self.plan(text), add_special=add_special)
 
-    def whole(self, text: str, *, add_special: bool) -> bytes:
-        """The same without cutting or remembering.
-
-        A batch of one: of the library's calls only those for batches let other threads go on, and with more
-        than one they wait for threads of the library's own, now and then for milliseconds.
-        """
-        (found,) = self._library.encode_batch_fast([text], add_special_tokens=add_special)
-        return pack(found.ids)
-
     def _learn_around(self) -> tuple[bytes, bytes] | None:
         """The special tokens before and after any text; None where they depend on it."""
         ways = set()
-        for probe in _PROBES:
-            bare, full = self.whole(probe, add_special=False), self.whole(probe, add_special=True)
+        for bare, full in zip(self._whole(_PROBES, False), self._whole(_PROBES, True), strict=True):
             at = next((i for i in range(0, len(full), 4) if bare and full.startswith(bare, i)), None)
             if at is None:
                 return None
