@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from pointsman.extproc.grpc import GrpcServer, RpcError, Service, Stream, parse_timeout
-from pointsman.extproc.h2 import DATA, END_STREAM, HEADERS, RST_STREAM, Code
+from pointsman.extproc.h2_frames import DATA, END_STREAM, HEADERS, RST_STREAM, Code
 from pointsman.extproc.hpack import Decoder
 from pointsman.testing.http2 import ECHO, Calls, Echo, Peer, data, frame, headers, message, request
 

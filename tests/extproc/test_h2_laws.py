@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pointsman.extproc import h2
 from pointsman.extproc.grpc import GrpcServer
-from pointsman.extproc.h2 import (
+from pointsman.extproc.h2_frames import (
     CONTINUATION,
     DATA,
     END_HEADERS,

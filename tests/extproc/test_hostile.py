@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pointsman.extproc.grpc import GrpcServer
-from pointsman.extproc.h2 import (
+from pointsman.extproc.h2 import Limits
+from pointsman.extproc.h2_frames import (
     ACK,
     CONTINUATION,
     DATA,
@@ -28,7 +29,6 @@ from pointsman.extproc.h2 import (
     SETTINGS,
     WINDOW_UPDATE,
     Code,
-    Limits,
 )
 from pointsman.extproc.hpack import encode
 from pointsman.testing.http2 import (

@@ -9,9 +9,9 @@ import tracemalloc
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
-from pointsman.extproc import h2
 from pointsman.extproc.grpc import GrpcServer, Stream
-from pointsman.extproc.h2 import ACK, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, Code, Limits
+from pointsman.extproc.h2 import Limits
+from pointsman.extproc.h2_frames import ACK, DATA, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, Code
 from pointsman.testing.http2 import (
     ECHO,
     Calls,
@@ -107,10 +107,10 @@ async def test_a_window_of_a_few_bytes_is_used_to_the_byte() -> None:
     async with serving(calls) as (_, port), Peer(port, opening=PREFACE + settings(initial_window=7)) as peer:
         sent = message(b"0123456789") + message(b"")
         peer.send(headers(1), data(1, sent, END_STREAM))
-        found = (await peer.until(h2.DATA)).payload
+        found = (await peer.until(DATA)).payload
         assert found == sent[:7]
         peer.send(window(1, 1))
-        found += (await peer.until(h2.DATA)).payload
+        found += (await peer.until(DATA)).payload
         assert found == sent[:8]
         peer.send(settings(initial_window=2))  # takes five back: the window is below zero
         await answered(peer)
@@ -138,7 +138,7 @@ async def test_a_connections_window_is_shared_by_its_streams() -> None:
         peer.send(window(0, 1 << 18))
         seen: list[int] = []
         while 3 not in seen:
-            seen.append((await peer.until(h2.DATA)).stream)
+            seen.append((await peer.until(DATA)).stream)
         assert len(seen) < 16
 
 
@@ -177,7 +177,7 @@ async def test_a_peer_that_does_not_read_is_not_read_from() -> None:
                 peer.send(flood)
                 floods += 1
                 await asyncio.sleep(0)
-        assert connection._out_bytes + connection.transport.get_write_buffer_size() < 2 * MIB
+        assert connection.out._bytes + connection.transport.get_write_buffer_size() < 2 * MIB
         peer.reads(True)
         assert await peer.take(len(flood) * floods) == frame(PING, ACK, 0, bytes(8)) * 4000 * floods
         assert connection.transport.is_reading()

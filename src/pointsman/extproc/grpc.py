@@ -23,7 +23,10 @@ from typing import Final, Protocol
 from urllib.parse import quote
 
 from pointsman.errors import SettingsError
-from pointsman.extproc import h2
+from pointsman.extproc.h2 import Connection, Limits
+from pointsman.extproc.h2_frames import Code
+from pointsman.extproc.h2_sending import Receiver
+from pointsman.extproc.h2_sending import Stream as Http2Stream
 from pointsman.extproc.hpack import encode
 from pointsman.extproc.http_fields import Head
 
@@ -91,17 +94,17 @@ class GrpcServer:
     def __init__(
         self,
         services: Mapping[str, Service],
-        limits: h2.Limits | None = None,
+        limits: Limits | None = None,
         max_message_bytes: int = 64 << 20,
         max_partial_bytes: int = 256 << 20,
     ) -> None:
         self.services = services
-        self.limits = limits or h2.Limits()
+        self.limits = limits or Limits()
         self.max_message_bytes = max_message_bytes
         self.max_partial_bytes = max_partial_bytes
         """Of all messages that have arrived in part; beyond, RPCs that add to them end."""
         self.partial_bytes = 0
-        self.connections: set[h2.Connection] = set()
+        self.connections: set[Connection] = set()
         self.heads: dict[bytes, Head] = {}
         self._listeners: list[asyncio.Server] = []
         self._paths: list[str] = []
@@ -168,12 +171,12 @@ class GrpcServer:
         self._listeners.clear()
         self._paths.clear()
 
-    def _connection(self) -> h2.Connection:
-        return h2.Connection(self)
+    def _connection(self) -> Connection:
+        return Connection(self)
 
     # -- RPCs (h2.Host)
 
-    def request(self, stream: h2.Stream, head: Head) -> h2.Receiver | None:
+    def request(self, stream: Http2Stream, head: Head) -> Receiver | None:
         headers = head.headers
         if not headers.get("content-type", "").startswith("application/grpc"):
             stream.finish(_NOT_GRPC)
@@ -186,7 +189,7 @@ class GrpcServer:
         rpc.begin(service, headers)
         return rpc
 
-    def refuse(self, stream: h2.Stream, why: str) -> None:
+    def refuse(self, stream: Http2Stream, why: str) -> None:
         _refuse(stream, RESOURCE_EXHAUSTED, why)
 
 
@@ -207,7 +210,7 @@ class Rpc:
         "_stream",
     )
 
-    def __init__(self, server: GrpcServer, stream: h2.Stream) -> None:
+    def __init__(self, server: GrpcServer, stream: Http2Stream) -> None:
         self._server = server
         self._stream = stream
         self._call: Call | None = None
@@ -268,7 +271,7 @@ class Rpc:
             return True
         return False
 
-    # -- the stream's side (h2.Receiver)
+    # -- the stream's side (Receiver)
 
     def data(self, data: bytes, at: int, end: int) -> None:
         if self._missing:
@@ -361,7 +364,7 @@ class Rpc:
         call = self._call
         if self._stream.pending:  # the peer does not read: it will not read trailers, either
             self._end()
-            self._stream.reset(h2.Code.CANCEL)
+            self._stream.reset(Code.CANCEL)
         else:
             self.finish(status, message)
         if call is not None:
@@ -443,7 +446,7 @@ def _trailers(status: int, message: str) -> bytes:
     return encode(fields)
 
 
-def _refuse(stream: h2.Stream, status: int, message: str) -> None:
+def _refuse(stream: Http2Stream, status: int, message: str) -> None:
     """Answer with trailers only."""
     stream.finish(_HEADERS + _trailers(status, message))
 

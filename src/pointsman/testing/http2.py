@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import NamedTuple, cast
 
 from pointsman.extproc.grpc import Stream
-from pointsman.extproc.h2 import (
+from pointsman.extproc.h2_frames import (
     ACK,
     CONTINUATION,
     DATA,
