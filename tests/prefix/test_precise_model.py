@@ -71,16 +71,16 @@ class Model:
     def known(self, engine_hash: int) -> Block | None:
         return next((table[engine_hash] for table in self.held.values() if engine_hash in table), None)
 
-    def tiers(self, block: Block, now_s: float) -> list[float]:
-        """Weights of the tiers that the block is in; what is expected is in the best."""
-        found = [TIER_WEIGHTS.get(t, 1.0) for t, table in self.held.items() if block in table.values()]
-        return found or [1.0] * (self.expected.get(block, 0.0) > now_s)
-
     def find(self, wanted: list[Block], now_s: float) -> tuple[int, float]:
-        """Blocks in a row from the first, and the sum of their weights."""
-        run, weight = 0, 0.0
+        """Blocks in a row from the first, and the sum of their weights. Those after the first that the
+        engine has not told of will be computed where they are expected, and so be in the best tier.
+        """
+        run, weight, told = 0, 0.0, True
         for block in wanted:
-            tiers = self.tiers(block, now_s)
+            tiers = [TIER_WEIGHTS.get(t, 1.0) for t, table in self.held.items() if block in table.values()]
+            told = told and bool(tiers)
+            if not told and self.expected.get(block, 0.0) > now_s:
+                tiers = [1.0]
             if not tiers:
                 break
             run, weight = run + 1, weight + max(tiers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import reduce
-from itertools import groupby, islice, repeat
+from itertools import groupby, islice, repeat, takewhile
 from operator import or_
 
 from pointsman.prefix.blocks import Table, slots_in
@@ -143,14 +143,17 @@ def _expected(
     for slot, entries in expected.by_slot.items():
         if among >> slot & 1:
             run = told = runs.get(slot, 0)
-            sum_ = 0.0
+            weights = 0.0
+            keys = islice(chain, told, count)
             while run < count:
-                key = chain[run]
-                weight = next((weight for weight, table in tiers if table.get(key, 0) >> slot & 1), None)
-                if weight is None and key not in entries:
+                sent = len(list(takewhile(entries.__contains__, keys)))  # takes the key after them, too
+                run += sent
+                weights += sent
+                held = [w for w, table in tiers if run < count and table.get(chain[run], 0) >> slot & 1]
+                if not held:
                     break
-                sum_ += 1.0 if weight is None else weight
                 run += 1
+                weights += held[0]
             if run > told:
-                found[slot] = run - told, sum_
+                found[slot] = run - told, weights
     return found
