@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aio_peer
 import pytest
 
 from pointsman.cli.picker import add_arguments, policy_file, settings_of
@@ -18,6 +17,7 @@ from pointsman.conformance.groups import CONFIG_FILE, Group
 from pointsman.conformance.start import FLAGS, OWN
 from pointsman.conformance.subject import Place
 from pointsman.extproc.picker import PROCESS, Picker
+from pointsman.testing import aio_peer
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -44,6 +45,8 @@ def parse_command(text: str) -> tuple[str, ...]:
     except ValueError as exc:
         raise SettingsError(f"--command: {exc}") from exc
     joined = " ".join(words)
+    if not words or shutil.which(words[0]) is None:
+        raise SettingsError(f"--command: {joined.partition(' ')[0]!r} is no program that can be run")
     for needed in ("{config}", "{port}"):
         if needed not in joined:
             raise SettingsError(f"--command: has no {needed}: where the picker is to read it from")
@@ -62,7 +65,9 @@ def by_command(command: Sequence[str], *, tls: bool = False) -> Launch:
             words += group.start_flags(tls) if word == FLAGS else [_filled(word, placeholders)]
         joined = " ".join(command)
         with (folder / LOG_FILE).open("wb") as log:
-            process = await _started(words, log.fileno())
+            process = await asyncio.create_subprocess_exec(
+                *words, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
             try:
                 await _listening(process, int(ports["port"]), folder / LOG_FILE)
                 yield Place(
@@ -104,15 +109,6 @@ def _filled(word: str, placeholders: dict[str, str]) -> str:
     for name, value in placeholders.items():
         word = word.replace(f"{{{name}}}", value)
     return word
-
-
-async def _started(words: Sequence[str], log: int) -> asyncio.subprocess.Process:
-    try:
-        return await asyncio.create_subprocess_exec(
-            *words, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-    except OSError as exc:
-        raise SettingsError(f"--command: {words[0]}: {exc.strerror}") from exc
 
 
 async def _listening(process: asyncio.subprocess.Process, port: int, log: Path) -> None:

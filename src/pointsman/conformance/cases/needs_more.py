@@ -29,3 +29,9 @@ not_tried(
     LLMD_TESTS,
     "needs a configuration with the P/D split, which the suite does not have",
 )
+not_tried(
+    "vllm-grpc",
+    "Requests of vLLM's gRPC API are read by their path, and their trailers answered with trailers.",
+    LLMD_TESTS,
+    "the suite does not have vLLM's messages; trailers are tried by request-trailers and response-trailers",
+)
