@@ -190,8 +190,8 @@ class KvEvents(_Section):
     """What engines tell of their caches as it changes, over ZeroMQ. Needs the extra kv-events."""
 
     mode: Annotated[
-        Literal["auto", "on", "off"],
-        _says("auto: of endpoints that say where (GET /kv_event_sources); on: of all; off: of none"),
+        Literal["auto", "all", "none"],
+        _says("auto: of endpoints that say where (GET /kv_event_sources); all: of every one"),
     ] = "auto"
     port: Annotated[Port, _says("where those publish that do not say; rank r of data-parallel: port + r")] = (
         5557
@@ -245,7 +245,7 @@ class Envoy(_Section):
     threads: Annotated[int, Meta(ge=0), _says("Envoy's workers; 0: one for each core")] = 0
     picker_down: Annotated[
         Literal["open", "closed"],
-        _says("without the picker's answer: open, to the endpoint with the least requests; closed, 503"),
+        _says("without the picker's answer: open, to the endpoint with the least requests; closed, 503 or 504"),
     ] = "open"
     decision_timeout_s: Annotated[Positive, _says("the picker must have answered by then")] = 2.0
     fast_lane: Annotated[

@@ -23,6 +23,8 @@ START_S = 30.0
 """Envoy takes a tenth of a second; a listener may wait for the first list of endpoints."""
 POLL_S = 0.05
 END_S = 5.0
+OLD_LISTENER_S = 3600
+"""Seconds that connections of a listener may live on after it has been replaced."""
 ADMIN_S = 5.0
 
 WITH_PARENT = "import ctypes,os,sys; ctypes.CDLL(None).prctl(1,15); os.execv(sys.argv[1],sys.argv[1:])"
@@ -86,8 +88,9 @@ class EnvoyProcess:
             *(sys.executable, "-c", WITH_PARENT, binary, "-c", str(path)),
             *("--concurrency", str(settings.envoy.threads or os.cpu_count() or 1)),
             *("--disable-hot-restart", "--log-level", "warning", "--skip-deprecated-logs"),
+            *("--component-log-level", "ext_proc:error"),  # else a line a request while the picker is away
             *("--file-flush-interval-msec", "250"),
-            *("--drain-strategy", "immediate", "--drain-time-s", "1"),
+            *("--drain-strategy", "immediate", "--drain-time-s", str(OLD_LISTENER_S)),
             *("--admin-address-path", str(folder / "admin")),
             start_new_session=True,  # a terminal's Ctrl-C is ours to pass on
         )
@@ -143,7 +146,8 @@ class EnvoyProcess:
     async def drain(self, limit_s: float) -> None:
         """Take no new connections and let running requests end for ``limit_s``."""
         with suppress(OSError, EOFError, ValueError):  # it has ended meanwhile, or its admin page hangs
-            await self.admin("POST", "/drain_listeners?graceful")
+            await self.admin("POST", "/healthcheck/fail")  # connections end with the response under way
+            await self.admin("POST", "/drain_listeners")
             with suppress(TimeoutError):
                 async with asyncio.timeout(limit_s):
                     while left := await self._running():  # noqa: ASYNC110 - bounded by limit_s
