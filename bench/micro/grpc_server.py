@@ -166,18 +166,18 @@ async def measure(rounds: int, clients: int) -> None:
         for _ in range(rounds):
             for kind in KINDS:
                 costs[kind].append(await cost_us(kind, load, clients))
-        print(load)
+        print(f"  {load}")
         ours = statistics.median(costs["ours"])
         for kind in KINDS:
             median = statistics.median(costs[kind])
             spread = f"[{min(costs[kind]):.0f} .. {max(costs[kind]):.0f}]"
-            print(f"  {kind:<18} {median:7.1f} us  {spread:<16} {median / ours:5.1f}x", flush=True)
+            print(f"    {kind:<18} {median:7.1f} us  {spread:<16} {median / ours:5.1f}x", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--clients", type=int, default=64, help="streams at a time (default: %(default)s)")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 64, 200], help="streams at a time")
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
@@ -185,7 +185,9 @@ def main() -> None:
         return
     os.sched_setaffinity(0, os.sched_getaffinity(0) - {SERVER_CORE} or {SERVER_CORE})
     print(f"{platform.machine()}, Python {platform.python_version()}, grpcio {grpc.__version__}")
-    asyncio.run(measure(args.rounds, args.clients))
+    for clients in args.clients:
+        print(f"{clients} at a time")
+        asyncio.run(measure(args.rounds, clients))
 
 
 if __name__ == "__main__":
