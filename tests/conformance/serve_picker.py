@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ async def serve(which: str, config: Path, port: str, *flags: str) -> None:
     server.add_generic_rpc_handlers((picker.handler(),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
-    print("ready", flush=True)
+    print("ready", os.getpid(), flush=True)
     watching = asyncio.create_task(picker.watch())
     await stop.wait()
     watching.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ import pytest
 from pointsman.conformance import groups
 from pointsman.conformance.case import CASES
 from pointsman.conformance.cases import load_cases
-from pointsman.conformance.start import free_ports
+from pointsman.conformance.start import LOG_FILE, free_ports
 
 SERVE = Path(__file__).with_name("serve_picker.py")
 
@@ -90,6 +91,10 @@ async def test_ports_that_a_command_does_not_take_skip_their_cases() -> None:
     assert out.startswith("skip   health  where its health service listens is not known: --health-address")
 
 
+def runs(pid: str) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
 @asynccontextmanager
 async def running(config: Path, port: int) -> AsyncIterator[None]:
     """The reference picker, started by somebody else."""
@@ -98,7 +103,7 @@ async def running(config: Path, port: int) -> AsyncIterator[None]:
     )
     try:
         assert process.stdout is not None
-        assert await process.stdout.readline() == b"ready\n"
+        assert (await process.stdout.readline()).startswith(b"ready")
         yield
     finally:
         process.terminate()
@@ -119,6 +124,22 @@ async def test_a_picker_that_runs_already_is_tested_on_its_configuration(tmp_pat
     assert code == 0
     assert "skip   subset-switched-off   needs the picker on configuration 'whole-pool'" in lines
     assert lines[-1] == "7 passed, 1 skipped"
+
+
+async def test_who_ends_the_suite_ends_the_picker_it_started(tmp_path: Path) -> None:
+    suite = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "pointsman", "conformance", "picker", "--cases", "load"),
+        *("--command", command("reference"), "--write-config", str(tmp_path)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert suite.stdout is not None
+    assert (await suite.stdout.readline()).startswith(b"pass")
+    pid = (tmp_path / "load" / LOG_FILE).read_text().split()[1]
+    assert runs(pid)
+    suite.terminate()
+    await suite.communicate()
+    assert suite.returncode == 128 + signal.SIGTERM
+    assert not runs(pid)
 
 
 async def test_list_names_every_case_and_its_source() -> None:

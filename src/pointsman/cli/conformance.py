@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,7 +73,10 @@ def run(args: argparse.Namespace) -> int:
             print(asyncio.run(_write(folder, args.first_port or FIRST_PORT)))
             return 0
         first_port = args.first_port or (FIRST_PORT if args.address else 0)
-        results = asyncio.run(_run(cases, launch, folder, first_port, quiet=args.json))
+        try:
+            results = asyncio.run(_run(cases, launch, folder, first_port, quiet=args.json))
+        except asyncio.CancelledError:
+            return 128 + signal.SIGTERM
     if args.json:
         print(report.as_json(results))
     else:
@@ -130,6 +134,9 @@ async def _run(
 ) -> list[Result]:
     from pointsman.conformance import report, suite
 
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # pickers are stopped
     width = max(len(case.id) for case in cases)
 
     def told(result: Result) -> None:

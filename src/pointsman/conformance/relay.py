@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 READ_BYTES = 64 * 1024
@@ -27,21 +27,14 @@ def unverified() -> ssl.SSLContext:
 async def unverified_tls(address: str, folder: Path) -> AsyncIterator[str]:
     """A gRPC target (``unix:...``) that stands for ``address`` (``host:port``, TLS with ALPN ``h2``)."""
     host, _, port = address.rpartition(":")
-    context = unverified()
-    tasks: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
+    relays: set[asyncio.Task[None]] = set()
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task: asyncio.Task[None] | None = asyncio.current_task()
-        assert task is not None
-        tasks[writer] = task
-        try:
-            with suppress(OSError):
-                await _relay(
-                    reader, writer, *await asyncio.open_connection(host.strip("[]"), port, ssl=context)
-                )
-        finally:
-            del tasks[writer]
-            writer.close()
+        relay = asyncio.create_task(_relay(reader, writer, host.strip("[]"), port))
+        relays.add(relay)
+        await asyncio.wait([relay])
+        relays.discard(relay)
+        writer.close()
 
     path = folder / "tls.sock"
     server = await asyncio.start_unix_server(connect, path)
@@ -49,20 +42,21 @@ async def unverified_tls(address: str, folder: Path) -> AsyncIterator[str]:
         yield f"unix:{path}"
     finally:
         server.close()
-        left = list(tasks.values())
-        for writer in tasks:
-            writer.transport.abort()
-        await asyncio.gather(*left)
+        for relay in relays:
+            relay.cancel()
+        if relays:
+            await asyncio.wait(list(relays))
         path.unlink()
 
 
 async def _relay(
-    near_reader: asyncio.StreamReader,
-    near_writer: asyncio.StreamWriter,
-    far_reader: asyncio.StreamReader,
-    far_writer: asyncio.StreamWriter,
+    near_reader: asyncio.StreamReader, near_writer: asyncio.StreamWriter, host: str, port: str
 ) -> None:
     """Both ways, until either side ends."""
+    try:
+        far_reader, far_writer = await asyncio.open_connection(host, port, ssl=unverified())
+    except OSError:
+        return  # who is on the near side meets a closed connection
     ways = [
         asyncio.create_task(_copy(near_reader, far_writer)),
         asyncio.create_task(_copy(far_reader, near_writer)),
@@ -73,7 +67,6 @@ async def _relay(
         for way in ways:
             way.cancel()
         await asyncio.gather(*ways, return_exceptions=True)
-        near_writer.close()
         far_writer.close()
 
 

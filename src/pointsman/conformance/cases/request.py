@@ -6,7 +6,7 @@ from pointsman.conformance import wire
 from pointsman.conformance.case import ENVOY, LLMD, LLMD_TESTS, OURS, PROTOCOL, case
 from pointsman.conformance.checks import check, equal
 from pointsman.conformance.engine import Load
-from pointsman.conformance.subject import Subject, completion, post
+from pointsman.conformance.subject import OK, Subject, completion, post
 from pointsman.conformance.wire import Modes
 
 
@@ -134,8 +134,10 @@ async def without_modes(subject: Subject) -> None:
     body = completion()
     async with subject.exchange(modes=None) as stream:
         answer = await stream.request(post(body), [body])
-    subject.chosen(answer)
-    equal("the forwarded body", answer.body, body)
+        subject.chosen(answer)
+        equal("the forwarded body", answer.body, body)
+        await stream.response_headers(OK)
+        equal("the response", await stream.response_body(b"{}"), b"{}")
 
 
 @case(
@@ -152,6 +154,8 @@ async def buffered_request(subject: Subject) -> None:
         await stream.expect("request_headers")
         await stream.send(wire.body("request", body, end=True))
         answer = await stream.expect("request_body")
+        await stream.response_headers(OK)
+        equal("the response", await stream.response_body(b"{}"), b"{}")
     forwarded = wire.applied(headers, answer)
     destination = b"".join(forwarded.get("x-gateway-destination-endpoint", [])).decode()
     subject.name(destination)
