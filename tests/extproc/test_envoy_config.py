@@ -90,7 +90,9 @@ def test_envoy_takes_tls_to_clients_and_endpoints_and_a_picker_elsewhere(tmp_pat
         path = tmp_path / "envoy.yaml"
         path.write_text(as_yaml(tree))
         validate(path)
-        types = [c["type"] for c in tree["static_resources"]["clusters"]]
+        clusters = tree["static_resources"]["clusters"]
+        assert ["transport_socket" in c for c in clusters] == [False, True, True]
+        types = [c["type"] for c in clusters]
         assert types == ["EDS", *["STRICT_DNS" if "test" in where else "STATIC"] * 2]
     names = {match["name"] for found in values(tree, "transport_socket_matches") for match in found}
     assert {"unverified", f"verified {tmp_path}/tls.crt", "plain"} <= names
@@ -139,6 +141,12 @@ def test_nothing_of_an_unseen_response_passes_the_picker() -> None:
     (mode,) = values(config(), "processing_mode")
     assert mode["request_body_mode"] == "BUFFERED"
     assert mode["response_body_mode"] == "FULL_DUPLEX_STREAMED"
+
+
+def test_a_picker_that_speaks_no_tls_is_asked_in_the_clear() -> None:
+    settings = load(None, ["picker.tls=false"], ["http://127.0.0.1:8000"])
+    tree = bootstrap(settings, Picker(requests="10.0.0.1:9002", control="10.0.0.1:9002"))
+    assert not any("transport_socket" in c for c in tree["static_resources"]["clusters"])
 
 
 def test_limits_are_those_of_the_settings() -> None:

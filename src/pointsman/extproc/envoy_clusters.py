@@ -63,11 +63,12 @@ def _ip(endpoint: Endpoint) -> str:
 def picker_clusters(settings: Settings, requests: str, control: str) -> Sequence[Tree]:
     """The picker at ``requests`` (decisions) and ``control`` (lists and logs)."""
     fast = settings.envoy.fast_lane
-    asked = _picker(PICKER, requests, http2=not fast)
+    tls = settings.picker.tls
+    asked = _picker(PICKER, requests, http2=not fast, tls=tls)
     asked["health_checks"] = [_health(fast)]
     # No endpoint of it healthy: fail at once, open or closed as set, instead of waiting for a hung one.
     asked["common_lb_config"] = {"healthy_panic_threshold": {"value": 0}}
-    return [asked, _picker(CONTROL, control, http2=True)]
+    return [asked, _picker(CONTROL, control, http2=True, tls=tls)]
 
 
 def endpoints_cluster(settings: Settings) -> Tree:
@@ -221,24 +222,35 @@ def _tls(endpoint: Endpoint) -> Tree:
     )
 
 
-def _picker(name: str, where: str, *, http2: bool) -> Tree:
+def _picker(name: str, where: str, *, http2: bool, tls: bool) -> Tree:
     windows = {
         "initial_stream_window_size": _MESSAGE_WINDOW_BYTES,
         "initial_connection_window_size": 4 * _MESSAGE_WINDOW_BYTES,
     }
     protocol: Tree = {"http2_protocol_options": windows} if http2 else {"http_protocol_options": {}}
-    is_name = not where.startswith("unix:") and not is_address(where.rpartition(":")[0].strip("[]"))
+    local = where.startswith("unix:")
+    is_name = not local and not is_address(where.rpartition(":")[0].strip("[]"))
     return {
         "name": name,
         "type": "STRICT_DNS" if is_name else "STATIC",
         "connect_timeout": "1s",
         "circuit_breakers": _UNLIMITED,
         "typed_extension_protocol_options": _http(protocol),
+        **({"transport_socket": _PICKER_TLS} if tls and not local else {}),
         "load_assignment": {
             "cluster_name": name,
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(where)}}]}],
         },
     }
+
+
+_PICKER_TLS: Mapping[str, object] = {
+    "name": "envoy.transport_sockets.tls",
+    "typed_config": any_(
+        "transport_sockets.tls.v3.UpstreamTlsContext", common_tls_context={"alpn_protocols": ["h2"]}
+    ),
+}
+"""A picker's certificate is self-signed unless it is given one, so it is not checked."""
 
 
 def _health(fast: bool) -> Tree:
