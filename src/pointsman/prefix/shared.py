@@ -1,0 +1,330 @@
+"""A block index in Redis or Valkey that several routers share, llm-d's among them.
+
+Whoever hears an engine's events writes them, in batches, in a task of its own; whoever decides has fetched
+the request's keys beforehand, while its prompt was tokenised. A decision itself never waits: ``match``
+knows what has been fetched within the last two seconds, and speaks for no endpoint where that is nothing.
+
+What was just sent counts at the router that sent it; others learn of it from the engine's events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from pointsman.errors import SettingsError
+from pointsman.prefix.blocks import Table
+from pointsman.prefix.blocks_expected import Expected
+from pointsman.prefix.blocks_match import BlockMatch, Keys, find
+from pointsman.prefix.blocks_schemes import LlmD
+from pointsman.prefix.kv_wire import Cleared, Event, Removed, Stored
+from pointsman.prefix.precise import FULL_ATTENTION, TIER_WEIGHTS
+from pointsman.prefix.shared_layout import engine_key, field, holder, pairs, written, written_key
+from pointsman.types import InferenceRequest
+
+if TYPE_CHECKING:  # an extra
+    from redis.asyncio import Redis
+
+log = logging.getLogger(__name__)
+
+FRESH_S = 2.0
+"""How long what was fetched counts: as long as what was sent does."""
+MAX_QUEUED = 20_000
+"""Events that wait to be written; what comes while so many do is lost, and counted."""
+BATCH = 1000
+"""Events that are written at once, and keys that are fetched at once."""
+MAX_CACHED = 500_000
+"""Keys, of requests and of engines each, that are remembered here: about 100 MB."""
+RETRY_S = 1.0
+FORGET_S = 600
+"""How long the server remembers what an engine's hash stood for after the last holder is gone."""
+
+
+def connect(url: str) -> Redis:
+    """A client for ``redis://``, ``rediss://`` or ``unix://``; it connects when it is used."""
+    try:
+        from redis.asyncio import from_url
+    except ImportError as exc:
+        raise SettingsError(
+            "kv_events: a shared index needs the Redis client: pip install 'pointsman[redis]'"
+        ) from exc
+    try:
+        return from_url(url)
+    except ValueError as exc:
+        raise SettingsError(f"kv_events: {url!r} is no address of a Redis server: {exc}") from exc
+
+
+class SharedIndex:
+    """Like ``PreciseIndex``, elsewhere. ``run`` writes, ``fetch`` reads; nothing else touches the network."""
+
+    def __init__(self, client: Redis, scheme: LlmD) -> None:
+        self.lost = 0
+        """Events that were not written: too many, or the server was away."""
+        self.unknown = 0
+        """Events dropped because what they build on is not known."""
+        self.slots: frozenset[int] = frozenset()
+        """Endpoints that the index, as far as it was read, or an event speaks of."""
+        self._client = client
+        self._scheme = scheme
+        self._slot_of: dict[str, int] = {}
+        self._endpoints: dict[int, tuple[str, str]] = {}
+        """Address and base model."""
+        self._queue: deque[tuple[str, str, Event]] = deque()
+        self._filled, self._written = asyncio.Event(), asyncio.Event()
+        self._written.set()
+        self._keys_of: OrderedDict[int, tuple[int, ...]] = OrderedDict()
+        """By an engine's hash, the keys it stands for."""
+        self._holders: dict[str, Table] = {}
+        self._fetched: OrderedDict[int, float] = OrderedDict()
+        """Key to when it was fetched; the oldest first."""
+        self._expected = Expected(1 << 24)
+
+    # -- what the pool and the engines tell
+
+    def add(self, slot: int, address: str, model: str) -> None:
+        """An endpoint has joined; ``model`` is the name of its base model."""
+        self._endpoints[slot] = address, model
+        self._slot_of[address] = slot
+
+    def remove(self, slot: int) -> None:
+        """The endpoint has left."""
+        self.clear(slot)
+        address, _ = self._endpoints.pop(slot, ("", ""))
+        self._slot_of.pop(address, None)
+        self.slots -= {slot}
+
+    def clear(self, slot: int) -> None:
+        """The endpoint lost its cache."""
+        self.apply(slot, (Cleared(),), 0.0)
+        bit = 1 << slot
+        for table in self._holders.values():
+            for key in [key for key, bits in table.items() if bits & bit]:
+                table[key] &= ~bit
+
+    def apply(self, slot: int, events: Sequence[Event], now_s: float) -> None:
+        """What one message of the endpoint says, to be written soon."""
+        if slot not in self._endpoints:
+            return
+        address, model = self._endpoints[slot]
+        room = MAX_QUEUED - len(self._queue)
+        self.lost += max(0, len(events) - room)
+        self._queue.extend((address, model, event) for event in events[:room])
+        if self._queue:
+            self._filled.set()
+            self._written.clear()
+        if slot not in self.slots:
+            self.slots |= {slot}
+        for event in events:
+            if isinstance(event, Cleared):
+                self._expected.forget(slot)
+
+    # -- what requests ask
+
+    def keys(self, request: InferenceRequest) -> Keys:
+        """The request's keys, for blocks of the index's own size."""
+        scheme = self._scheme
+        size, model, salt = scheme.block_tokens, request.model, request.cache_salt
+        return {size: [scheme.of_prompt(prompt, model, salt, size) for prompt in request.tokenized]}
+
+    async def fetch(self, keys: Keys, now_s: float) -> bool:
+        """Read who holds these blocks; False where the server cannot be asked."""
+        from redis.exceptions import RedisError
+
+        self._expire(now_s)
+        try:
+            for chain in keys[self._scheme.block_tokens]:
+                for at in range(0, len(chain), BATCH):
+                    if not await self._fetch(
+                        [k for k in chain[at : at + BATCH] if k not in self._fetched], now_s
+                    ):
+                        break
+        except (RedisError, OSError) as exc:
+            log.warning("shared block index cannot be read: %s", exc)
+            return False
+        return True
+
+    async def _fetch(self, keys: Sequence[int], now_s: float) -> bool:
+        """False where a block is held by nobody: what comes after it does not matter."""
+        if not keys:
+            return True
+        pipeline = self._client.pipeline(transaction=False)
+        for key in keys:
+            pipeline.hkeys(str(key))
+        answers: list[list[bytes]] = await pipeline.execute()
+        seen = set(self.slots)
+        for key, fields in zip(keys, answers, strict=True):
+            self._fetched[key] = now_s
+            for each in filter(None, map(holder, fields)):
+                slot = self._slot_of.get(each.pod_identifier)
+                if slot is not None and not each.speculative:
+                    table = self._holders.setdefault(each.device_tier, {})
+                    table[key] = table.get(key, 0) | 1 << slot
+                    seen.add(slot)
+        self.slots = frozenset(seen)
+        return all(answers)
+
+    def match(self, request: InferenceRequest, now_s: float, keys: Keys | None = None) -> BlockMatch:
+        """What has been fetched of the request's prompts."""
+        self._expire(now_s)
+        size = self._scheme.block_tokens
+        if keys is None:
+            keys = self.keys(request)
+        known = all(chain[0] in self._fetched for chain in keys[size] if chain)
+        slots = self.slots if known else frozenset()
+        among = sum(1 << slot for slot in slots)
+        tiers = [(TIER_WEIGHTS.get(tier, 1.0), table) for tier, table in self._holders.items()]
+        tiers.sort(key=lambda tier: tier[0], reverse=True)
+        return find(request, keys, slots, {size: among}, tiers, self._expected)
+
+    def sent(
+        self, slot: int, request: InferenceRequest, now_s: float, match: BlockMatch | None = None
+    ) -> None:
+        """The request goes to ``slot``."""
+        found = match or self.match(request, now_s)
+        for chain, told in found.chains(slot, self._scheme.block_tokens):
+            self._expected.add(slot, chain[told:], now_s)
+
+    def _expire(self, now_s: float) -> None:
+        self._expected.expire(now_s)
+        fetched = self._fetched
+        while fetched:
+            key, at_s = next(iter(fetched.items()))
+            if at_s > now_s - FRESH_S and len(fetched) <= MAX_CACHED:
+                return
+            del fetched[key]
+            for table in self._holders.values():
+                table.pop(key, None)
+
+    # -- writing
+
+    async def run(self) -> None:
+        """Write what comes, until cancelled. While the server is away it is kept, as far as there is room."""
+        from redis.exceptions import ConnectionError as Away
+        from redis.exceptions import RedisError
+        from redis.exceptions import TimeoutError as TooLate
+
+        while True:
+            await self._filled.wait()
+            batch = list(islice(self._queue, BATCH))
+            try:
+                await self._write(batch)
+            except (Away, TooLate, OSError) as exc:
+                log.warning("shared block index cannot be written: %s", exc)
+                await asyncio.sleep(RETRY_S)
+                continue
+            except RedisError as exc:  # it would be the same the next time
+                log.warning("shared block index refused what was to be written: %s", exc)
+                self.lost += len(batch)
+            for _ in batch:
+                self._queue.popleft()
+            if not self._queue:
+                self._filled.clear()
+                self._written.set()
+
+    async def drain(self) -> None:
+        """Until everything that was told has been written; ``run`` does it."""
+        await self._written.wait()
+
+    async def _write(self, batch: Sequence[tuple[str, str, Event]]) -> None:
+        """Nothing in it harms when it is done twice."""
+        await self._learn(batch)
+        pipeline = self._client.pipeline(transaction=False)
+        emptied: dict[int, tuple[int, ...]] = {}
+        for address, model, event in batch:
+            if isinstance(event, Cleared):
+                await pipeline.execute()
+                await self._clear(address)
+            elif isinstance(event, Stored):
+                stored = self._stored(event, model)
+                name = field(address, event.medium, event.group)
+                for engine_hash, key, place in stored:
+                    pipeline.zadd(engine_key(engine_hash), {str(key): place})
+                    pipeline.persist(engine_key(engine_hash))
+                    emptied.pop(engine_hash, None)
+                for key in {key for _, key, _ in stored}:
+                    pipeline.hset(str(key), name, "")
+                    pipeline.sadd(written_key(address), written(key, event.medium, event.group))
+            elif isinstance(event, Removed):
+                name = field(address, event.medium, event.group or 0)
+                for engine_hash in event.hashes:
+                    keys = self._keys_of.get(engine_hash, ())
+                    emptied[engine_hash] = keys
+                    for key in keys:
+                        pipeline.hdel(str(key), name)
+                        pipeline.srem(written_key(address), written(key, event.medium, event.group or 0))
+        await pipeline.execute()
+        await self._forget(emptied)
+
+    async def _learn(self, batch: Sequence[tuple[str, str, Event]]) -> None:
+        """What the hashes stand for that the events build on, as far as others have written it."""
+        wanted: dict[int, None] = {}
+        for _, _, event in batch:
+            if isinstance(event, Removed) or (isinstance(event, Stored) and not event.token_ids):
+                wanted.update(dict.fromkeys(event.hashes))
+            elif isinstance(event, Stored) and event.parent is not None:
+                wanted[event.parent] = None
+        missing = [engine_hash for engine_hash in wanted if engine_hash not in self._keys_of]
+        if missing:
+            pipeline = self._client.pipeline(transaction=False)
+            for engine_hash in missing:
+                pipeline.zrange(engine_key(engine_hash), 0, -1)
+            for engine_hash, keys in zip(missing, await pipeline.execute(), strict=True):
+                if keys:
+                    self._know(engine_hash, tuple(map(int, keys)))
+
+    def _stored(self, event: Stored, model: str) -> list[tuple[int, int, int]]:
+        """Engine hash, key, place of all that a store says; nothing where it cannot be told."""
+        if event.kind not in FULL_ATTENTION:
+            return []
+        if not event.token_ids:
+            return [(h, key, i) for h in event.hashes for i, key in enumerate(self._keys_of.get(h, ()))]
+        parent = None
+        if event.parent is not None:
+            before = self._keys_of.get(event.parent)
+            if not before:
+                self.unknown += 1
+                return []
+            parent = before[-1]
+        keys = self._scheme.of_event(event, parent, event.lora or model)
+        found = list(pairs(event.hashes, keys))
+        together: dict[int, list[int]] = {}
+        for engine_hash, key, _ in found:
+            together.setdefault(engine_hash, []).append(key)
+        for engine_hash, those in together.items():
+            self._know(engine_hash, tuple(those))
+        return found
+
+    def _know(self, engine_hash: int, keys: tuple[int, ...]) -> None:
+        self._keys_of[engine_hash] = keys
+        self._keys_of.move_to_end(engine_hash)
+        if len(self._keys_of) > MAX_CACHED:
+            self._keys_of.popitem(last=False)
+
+    async def _forget(self, emptied: dict[int, tuple[int, ...]]) -> None:
+        """Hashes whose blocks nobody holds any more are forgotten after a while: meanwhile somebody else may
+        be storing them again.
+        """
+        asked = [(engine_hash, keys) for engine_hash, keys in emptied.items() if keys]
+        if not asked:
+            return
+        pipeline = self._client.pipeline(transaction=False)
+        for _, keys in asked:
+            pipeline.exists(*map(str, keys))
+        left = await pipeline.execute()
+        for (engine_hash, _), count in zip(asked, left, strict=True):
+            if not count:
+                pipeline.expire(engine_key(engine_hash), FORGET_S)
+        await pipeline.execute()
+
+    async def _clear(self, address: str) -> None:
+        """In time proportional to what we wrote for it."""
+        while members := await self._client.spop(written_key(address), BATCH):
+            pipeline = self._client.pipeline(transaction=False)
+            for member in members:
+                key, group, tier = bytes(member).decode().split(" ", 2)  # type: ignore[arg-type]  # a list, with a count
+                pipeline.hdel(key, field(address, tier, int(group)))
+            await pipeline.execute()
