@@ -11,13 +11,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aio_peer
 import grpc
 import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from pointsman.config import Settings, convert
 from pointsman.extproc.picker import HEALTH_NAMES, PROCESS, Picker
+from pointsman.testing import aio_peer
 from pointsman.testing.picking import CHAT, bodies, destination, headers_set
 from pointsman.testing.serving import admin, until
 from pointsman.testing.upstream import FakeUpstream
@@ -32,7 +32,7 @@ def settings(*upstreams: FakeUpstream, **picker: Any) -> Settings:
         "endpoints": [{"url": upstream.url} for upstream in upstreams],
         "server": {"drain_s": 0.5},
         "admin": {"port": 0},
-        "kv_events": {"mode": "off"},
+        "kv_events": {"mode": "none"},
         "picker": given,
         "scheduling": {"preset": "round-robin", "seed": 1},
     }
