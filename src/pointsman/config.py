@@ -90,6 +90,9 @@ class Server(_Section):
     head_timeout_s: Annotated[Positive, _says("a request head must be complete by then; else 408")] = 30.0
     body_timeout_s: Annotated[Positive, _says("longest silence inside a request body; else 408")] = 60.0
     idle_timeout_s: Annotated[Positive, _says("a connection without a request is closed after this")] = 300.0
+    workers: Annotated[
+        int, Meta(ge=0, le=256), _says("processes that take requests for this one; 0: it does so itself")
+    ] = 0
     drain_s: Annotated[Seconds, _says("after SIGTERM, how long running requests may take to end")] = 30.0
     endpoint_header: Annotated[bool, _says("name the endpoint in the response: x-pointsman-endpoint")] = False
     allow_paths: Annotated[
@@ -245,7 +248,9 @@ class Envoy(_Section):
     threads: Annotated[int, Meta(ge=0), _says("Envoy's workers; 0: one for each core")] = 0
     picker_down: Annotated[
         Literal["open", "closed"],
-        _says("without the picker's answer: open, to the endpoint with the least requests; closed, 503 or 504"),
+        _says(
+            "without the picker's answer: open, to the endpoint with the least requests; closed, 503 or 504"
+        ),
     ] = "open"
     decision_timeout_s: Annotated[Positive, _says("the picker must have answered by then")] = 2.0
     fast_lane: Annotated[

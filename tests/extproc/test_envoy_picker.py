@@ -106,7 +106,7 @@ async def behind(
         "endpoints": [{"url": upstream.url} for upstream in upstreams],
         "server": {"drain_s": 0.1, **sections.pop("server", {})},
         "admin": {"port": 0},
-        "kv_events": {"mode": "off"},  # so that nothing but the test's requests comes to an engine
+        "kv_events": {"mode": "none"},  # so that nothing but the test's requests comes to an engine
         "picker": {"socket": str(site.socket), "health_port": None, "responses": responses},
         "scheduling": {"preset": "round-robin", "seed": 1, **sections.pop("scheduling", {})},
         **sections,

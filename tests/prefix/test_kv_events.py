@@ -264,7 +264,7 @@ async def test_an_engine_without_events_has_no_sources(tree: object) -> None:
 async def test_an_engine_that_does_not_say_is_listened_to_where_the_settings_say() -> None:
     async with Publisher() as engine, engine_saying(None) as upstream:
         port, replay_port = (int(address.rpartition(":")[2]) for address in (engine.address, engine.replay))
-        async with Intake(mode="on", port=port, replay_port=replay_port) as intake:
+        async with Intake(mode="all", port=port, replay_port=replay_port) as intake:
             engine.publish(stored([1]))
             slot = intake.join(upstream.url)
             await intake.index.until(lambda: intake.index.held == {slot: {1}})
@@ -377,7 +377,7 @@ async def test_an_address_that_is_none_is_named(bind: str) -> None:
 
 
 async def test_off_means_that_nobody_is_asked() -> None:
-    async with FakeUpstream() as upstream, Intake(mode="off") as intake:
+    async with FakeUpstream() as upstream, Intake(mode="none") as intake:
         intake.join(upstream.url)
         intake.events.tick()
         assert intake.events._followed == {}
@@ -392,7 +392,7 @@ def no_pyzmq(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zmq", None)  # type: ignore[arg-type] - what Python keeps for "there is none"
 
 
-@pytest.mark.parametrize("settings", [{"mode": "on"}, {"bind": "tcp://*:5557"}])
+@pytest.mark.parametrize("settings", [{"mode": "all"}, {"bind": "tcp://*:5557"}])
 @pytest.mark.usefixtures("no_pyzmq")
 async def test_who_wants_events_without_pyzmq_is_told_what_to_install(settings: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match=r"kv_events: .*pip install 'pointsman\[kv-events\]'"):

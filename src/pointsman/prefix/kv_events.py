@@ -158,13 +158,13 @@ class KvEvents:
             followed.ask_at_s = min(followed.ask_at_s, self._clock() + ASK_AGAIN_S)
             return
         known = told(page, target.connect_host) if status == 200 else None
-        if known is None and (self._settings.mode == "on" or self._settings.bind):
+        if known is None and (self._settings.mode == "all" or self._settings.bind):
             known = configured(self._settings, target.connect_host)
         followed.feed.publishes_at(known or ())
         self._complain(name, known)
 
     def _complain(self, name: str, known: Sequence[SourceAddress] | None) -> None:
-        if not known and self._settings.mode == "on":
+        if not known and self._settings.mode == "all":
             log.warning("%s says that it publishes no KV events", name)
         if known and not self._settings.bind and not all(at.address for at in known):
             log.warning("the engine of %s connects to its subscriber: kv_events.bind must say where", name)
@@ -201,12 +201,12 @@ def _endpoint_in(topic: bytes) -> str:
 
 def _sockets(settings: Settings) -> _AllSockets | None:
     """None where there are to be no events, or none are needed and pyzmq is missing."""
-    if settings.mode == "off":
+    if settings.mode == "none":
         return None
     try:
         from pointsman.prefix.kv_socket import ZmqSockets
     except ImportError as exc:
-        if settings.mode == "on" or settings.bind:
+        if settings.mode == "all" or settings.bind:
             raise SettingsError(f"kv_events: {EXTRA}") from exc
         log.info("no KV events: %s", EXTRA)
         return None

@@ -19,7 +19,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "server": {"host": "127.0.0.1", "port": 0, "drain_s": 1.0},
     "admin": {"port": 0},
     "scheduling": {"preset": "round-robin", "seed": 1},
-    "kv_events": {"mode": "off"},  # so that nothing but the test's requests and probes comes to an upstream
+    "kv_events": {"mode": "none"},  # so that nothing but the test's requests and probes comes to an upstream
 }
 
 
