@@ -217,6 +217,8 @@ def _scores_entry(scores: Mapping[str, float]) -> bytes:
 
 
 _double = struct.Struct("<d").pack
+_END = b"\x10\x01"
+"""``end_of_stream`` of an ``HttpBody``, after its body."""
 
 
 class Chosen(NamedTuple):
@@ -280,12 +282,18 @@ def streamed(of_request: bool, body: Body) -> Iterable[bytes]:
     return chunks(of_request, body.data, body.end)
 
 
+def without_end(body: Body) -> Body:
+    """The same piece, with more to come."""
+    raw = body.raw[:-2] if bytes(body.raw[-2:]) == _END and body.data else _field(0x0A, body.data)
+    return Body(raw, body.data, False)
+
+
 def chunks(of_request: bool, body: bytes, end: bool) -> Iterable[bytes]:
     """A body in pieces that Envoy takes; the last one says ``end``. One empty piece for an empty body."""
     last = max(0, (len(body) - 1) // MAX_CHUNK_BYTES)
     for i in range(last + 1):
         piece = body[i * MAX_CHUNK_BYTES : (i + 1) * MAX_CHUNK_BYTES]
-        yield _piece(of_request, _field(0x0A, piece) + (b"\x10\x01" if end and i == last else b""))
+        yield _piece(of_request, _field(0x0A, piece) + (_END if end and i == last else b""))
 
 
 def _piece(of_request: bool, raw: Buffer) -> bytes:
@@ -299,6 +307,10 @@ def _piece_prefix(of_request: bool, length: int) -> bytes:
     for tag in (0x1A, 0x1A, 0x0A, 0x1A if of_request else 0x22):
         prefix = _prefix(tag, length + len(prefix)) + prefix
     return prefix
+
+
+REQUEST_BODY_END = _piece(True, _END)
+"""An empty last piece."""
 
 
 def immediate(status: int, body: str, set_headers: Iterable[tuple[str, str]] = ()) -> bytes:

@@ -11,6 +11,7 @@ import random
 import uuid
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Final
 
 from pointsman import api
@@ -362,18 +363,28 @@ class Process:
             send(chosen.with_body(changed))
             return
         send(chosen.with_headers())
+        ends = parts[-1].end if parts else False
+        ends_apart = ends and self._response_mode == FULL_DUPLEX and not self._sees(flight)
         if changed is not None:
-            for answer in messages.chunks(True, changed, parts[-1].end):
-                send(answer)
-            return
-        for part in parts:
-            for answer in messages.streamed(True, part):
-                send(answer)
+            pieces = messages.chunks(True, changed, ends and not ends_apart)
+        else:
+            if ends_apart:
+                parts = [*parts[:-1], messages.without_end(parts[-1])]
+            pieces = chain.from_iterable(messages.streamed(True, part) for part in parts)
+        for piece in pieces:
+            send(piece)
+        if ends_apart:
+            # What the endpoint answers before our end of the stream has reached the gateway comes to us and
+            # is lost. So the endpoint gets the end of the request in the same few bytes as the gateway ours.
+            send(messages.REQUEST_BODY_END)
+
+    def _sees(self, flight: Flight) -> bool:
+        return self._processor.sees(flight, self._names is not None)
 
     def _close_unless_seen(self) -> None:
         """The request phase is over: without us the gateway passes the response on for nothing."""
         flight = self._flight
-        if flight is not None and not self._processor.sees(flight, self._names is not None):
+        if flight is not None and not self._sees(flight):
             self._hand_over(flight)
             self._over = True
             self._stream.finish()
