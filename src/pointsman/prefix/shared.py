@@ -245,9 +245,12 @@ class SharedIndex:
                     pipeline.zadd(engine_key(engine_hash), {str(key): place})
                     pipeline.persist(engine_key(engine_hash))
                     emptied.pop(engine_hash, None)
+                members = []
                 for key in {key for _, key, _ in stored}:
                     pipeline.hset(str(key), name, "")
-                    pipeline.sadd(written_key(address), written(key, event.medium, event.group))
+                    members.append(written(key, event.medium, event.group))
+                if members:
+                    pipeline.sadd(written_key(address), *members)
             elif isinstance(event, Removed):
                 name = field(address, event.medium, event.group or 0)
                 for engine_hash in event.hashes:
