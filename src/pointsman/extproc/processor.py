@@ -43,6 +43,8 @@ from pointsman.types import Clock, Decision, Ending, InferenceRequest, Outcome
 log = logging.getLogger(__name__)
 
 SEEN, UNSEEN, AUTO = "seen", "unseen", "auto"
+FEW_BYTES: Final = 1024
+"""What is written together and is no longer than this is read together, as good as always."""
 AT_ONCE_S: Final = 0.05
 """A stream of tokens that the gateway closes so soon after the response's headers has not ended: the gateway
 has been told to send us no more of it."""
@@ -364,7 +366,8 @@ class Process:
             return
         send(chosen.with_headers())
         ends = parts[-1].end if parts else False
-        ends_apart = ends and self._response_mode == FULL_DUPLEX and not self._sees(flight)
+        large = len(request.body) > FEW_BYTES and self._response_mode == FULL_DUPLEX
+        ends_apart = ends and large and not self._sees(flight)
         if changed is not None:
             pieces = messages.chunks(True, changed, ends and not ends_apart)
         else:
