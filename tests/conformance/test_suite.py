@@ -57,6 +57,12 @@ def test_every_case_has_a_broken_picker() -> None:
     assert set(BROKEN) == {case.id for case in CASES.values() if case.trial is not None}
 
 
+LUCK = 4
+"""A picker that draws lots is right now and then: of three endpoints three times in a row in one of 27
+runs.
+"""
+
+
 @pytest.mark.parametrize("case_id", BROKEN)
 async def test_fails_over_a_picker_without_it(
     case_id: str, tmp_path: Path, credentials: grpc.ServerCredentials
@@ -64,6 +70,11 @@ async def test_fails_over_a_picker_without_it(
     cases = suite.chosen([case_id])
     for i, kind in enumerate(BROKEN[case_id]):
         launch = in_process(kind, credentials)
-        [result] = await suite.run(cases, launch, tmp_path / str(i), patience_s=IMPATIENT_S)
-        assert result.verdict == "fail", f"passes over the broken picker {i}"
+        for chance in range(LUCK):
+            folder = tmp_path / f"{i}-{chance}"
+            [result] = await suite.run(cases, launch, folder, patience_s=IMPATIENT_S)
+            if result.verdict == "fail":
+                break
+        else:
+            pytest.fail(f"passes over the broken picker {i}")
         print(f"{case_id}: {result.reason}")
