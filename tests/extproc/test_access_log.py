@@ -109,3 +109,14 @@ def test_every_entry_is_handed_on_whatever_one_of_them_does(caplog: pytest.LogCa
     broken = FakeStream()
     AccessLogIntake(completed).services[ALS](broken, {}).message(b"\xff")
     assert broken.finished == 3
+
+
+def test_a_drain_ends_every_stream_that_is_left() -> None:
+    intake = AccessLogIntake(lambda told: None)
+    streams = [FakeStream() for _ in range(3)]
+    calls = [intake.services[ALS](stream, {}) for stream in streams]
+    calls[0].cancelled()
+    calls[1].half_closed()
+    intake.drain()
+    assert [s.finished for s in streams] == [None, 0, 0]
+    assert [len(s.sent) for s in streams] == [0, 1, 1]

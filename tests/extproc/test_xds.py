@@ -194,3 +194,12 @@ def test_weights_credentials_and_tls_are_told() -> None:
     assert metadata["pointsman.headers"]["authorization"] == "Bearer k"
     assert metadata["envoy.transport_socket_match"]["tls"] == "unverified"
     assert not plain.HasField("metadata")
+
+
+def test_a_drain_ends_every_stream() -> None:
+    rig = Rig()
+    streams = [rig.follow("endpoints")[0] for _ in range(3)]
+    rig.lists.drain()
+    assert [s.finished for s in streams] == [0, 0, 0]
+    rig.pool.remove("10.0.0.1:80")
+    assert all(len(s.sent) == 1 for s in streams)

@@ -62,25 +62,34 @@ class AccessLogIntake:
 
     def __init__(self, completed: Callable[[Completion], None]) -> None:
         self._completed = completed
+        self._logs: set[_Log] = set()
 
     @property
     def services(self) -> Mapping[str, Service]:
         """By path, for a ``GrpcServer``."""
-        return {ALS: lambda stream, headers: _Log(self._completed, stream)}
+        return {ALS: lambda stream, headers: _Log(self._completed, self._logs, stream)}
+
+    def drain(self) -> None:
+        """End the streams, which would never end by themselves."""
+        for log_stream in list(self._logs):
+            log_stream.half_closed()
 
 
 class _Log:
     """One Envoy worker's stream of entries (``grpc.Call``)."""
 
-    def __init__(self, completed: Callable[[Completion], None], stream: Stream) -> None:
+    def __init__(self, completed: Callable[[Completion], None], logs: set[_Log], stream: Stream) -> None:
         self._completed = completed
+        self._logs = logs
         self._stream = stream
+        logs.add(self)
 
     def message(self, data: bytes) -> None:
         message = StreamAccessLogsMessage()
         try:
             message.ParseFromString(data)
         except DecodeError:
+            self._logs.discard(self)
             self._stream.finish(INVALID_ARGUMENT, "not a StreamAccessLogsMessage")
             return
         for entry in message.http_logs.log_entry:
@@ -92,11 +101,13 @@ class _Log:
                 log.exception("an entry of Envoy's access log could not be told")
 
     def half_closed(self) -> None:
+        self._logs.discard(self)
         self._stream.send(StreamAccessLogsResponse().SerializeToString())
         self._stream.finish()
 
     def cancelled(self) -> None:
         """Envoy is away; what it had not sent is lost, and time-outs will tell."""
+        self._logs.discard(self)
 
     def resumed(self) -> None:
         """Nothing is ever sent."""

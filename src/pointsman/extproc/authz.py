@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 SWEEP_S = 0.25
 DRAIN_S = 2.0
-"""Envoy is gone before the picker drains; what is left is the end of its log."""
 REFUSED_STATUS = 429
 """For what would be 5xx: Envoy takes a 5xx for a fault of ours and drops the body."""
 
@@ -54,8 +53,8 @@ class FastLane:
             core.router, self._destinations, core.clock, core.settings.upstream.first_byte_timeout_s
         )
         self._lists = EndpointLists(core.pool, self._destinations)
-        log_intake = AccessLogIntake(self.completions.completed)
-        self._grpc = GrpcServer({**self._lists.services, **log_intake.services})
+        self._log = AccessLogIntake(self.completions.completed)
+        self._grpc = GrpcServer({**self._lists.services, **self._log.services})
         self._server: asyncio.Server | None = None
 
     # -- life
@@ -88,6 +87,8 @@ class FastLane:
         self.draining = True
         if self._server:
             self._server.close()
+        self._lists.drain()
+        self._log.drain()
         await self._grpc.drain(DRAIN_S)
 
     def settle(self) -> None:

@@ -60,6 +60,7 @@ class PickerFront:
             emits_scores=self.settings.scores,
         )
         self._lists = EndpointLists(core.pool, self.destinations)
+        self._log = AccessLogIntake(self.completions.completed)
         self._health = Health(HEALTH_NAMES)
         self._server = GrpcServer(self._services(), max_message_bytes=self.settings.message_bytes)
         self._probes = GrpcServer(self._health.services())
@@ -67,11 +68,10 @@ class PickerFront:
         self.health_port = 0
 
     def _services(self) -> Mapping[str, Service]:
-        log = AccessLogIntake(self.completions.completed)
         return {
             PROCESS: self.processor,
             **self._health.services(),
-            **log.services,
+            **self._log.services,
             **self._lists.services,
         }
 
@@ -123,6 +123,8 @@ class PickerFront:
     async def drain(self) -> None:
         self.draining = True
         self._tell_health()
+        self._lists.drain()
+        self._log.drain()
         await self._server.drain(self._core.settings.server.drain_s)
 
     def settle(self) -> None:

@@ -73,6 +73,11 @@ class EndpointLists:
             await asyncio.sleep(CHECK_S)
             self.renew()
 
+    def drain(self) -> None:
+        """End the streams, which would never end by themselves: Envoy asks again where it finds us."""
+        for stream in list(self._streams):
+            stream.half_closed()
+
     def renew(self) -> None:
         """Tell everybody when the list is not what it was."""
         found = {self._destinations.at(m.target): m for m in self._pool.members.values()}
