@@ -31,7 +31,17 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
     """
 
     data: bytes | memoryview
+    """All of it; with ``digests`` perhaps only its beginning."""
     tokens: int
+    digests: bytes = b""
+    """Hashes of its blocks, where another process has made them (``prefix.hashing``)."""
+    size_bytes: int = 0
+    """Where ``data`` is only its beginning."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of it."""
+        return self.size_bytes or len(self.data)
 
 
 class Tokenized(msgspec.Struct, frozen=True, gc=False):

@@ -80,7 +80,7 @@ def _text_bytes(request: InferenceRequest) -> int:
         return 0
     total = 0
     for prompt in request.prompts:
-        size = len(prompt.data)
+        size = prompt.size
         if (size + BYTES_PER_TOKEN - 1) // BYTES_PER_TOKEN != prompt.tokens:
             return 0
         total += size

@@ -156,6 +156,11 @@ class PrefixIndex:
             held.empty()
         self._share()
 
+    @property
+    def ends(self) -> Sequence[int]:
+        """Where the blocks of a prompt end, bytes."""
+        return self._ends
+
     def learn_block_tokens(self, block_tokens: int) -> None:
         """An engine publishes this KV block size: use it, unless the sizes are not to be tuned."""
         if self.auto_tune and max(MIN_BLOCK_TOKENS, block_tokens) != self.block_tokens:
@@ -245,6 +250,9 @@ class PrefixIndex:
         get, data, ends, length = self._segments.get, chain.data, chain.ends, chain.length
         chain.version = self._version
         chain.path = path = []
+        if chain.digests:
+            self._walk_hashed(chain)
+            return
         chain.state = None
         depth, end = 0, ends[0]
         state = xxh3_64(data[:end], chain.seed)
@@ -264,6 +272,21 @@ class PrefixIndex:
             state.update(data[begin:end])
         else:
             chain.state = state
+        chain.depth = depth
+
+    def _walk_hashed(self, chain: Chain) -> None:
+        """The same for a chain whose digests are known."""
+        get, digest, path, length = self._segments.get, chain.digest, chain.path, chain.length
+        depth = 0
+        while (segment := get(digest(depth))) is not None:
+            path.append(segment)
+            known = depth + 1
+            depth = min(segment.stop, length)
+            if depth > known and not segment.matches(depth, digest(depth - 1)):
+                depth = _common(chain, segment, known, depth - 1)
+                break
+            if depth == length:
+                break
         chain.depth = depth
 
     def insert(self, slot: int, chains: Sequence[Chain]) -> None:

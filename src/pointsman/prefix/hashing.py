@@ -19,7 +19,7 @@ from functools import lru_cache
 
 from xxhash import xxh3_64, xxh3_64_digest, xxh3_64_intdigest
 
-from pointsman.prefix.segments import Segment
+from pointsman.prefix.segments import DIGEST_BYTES, Segment
 from pointsman.types import InferenceRequest
 
 FIRST = 32
@@ -39,10 +39,14 @@ SCHEME = f"xxh3-64 {FIRST_BLOCKS}x1 {FIRST - 1}x1 {_DOUBLINGS}x{THEN}"
 class Chain:
     """The blocks of one prompt, and how far the index knows them."""
 
-    __slots__ = ("data", "depth", "ends", "length", "path", "seed", "state", "version")
+    __slots__ = ("data", "depth", "digests", "ends", "length", "path", "seed", "state", "version")
 
-    def __init__(self, data: bytes | memoryview, seed: int, ends: Sequence[int], length: int) -> None:
+    def __init__(
+        self, data: bytes | memoryview, seed: int, ends: Sequence[int], length: int, digests: bytes = b""
+    ) -> None:
         self.data = memoryview(data)
+        self.digests = digests
+        """Of all blocks, where another process has made them; then nothing is hashed here."""
         self.seed = seed
         self.ends = ends
         """Where each block ends, bytes."""
@@ -59,15 +63,21 @@ class Chain:
 
     def hash(self, i: int) -> int:
         """Stands for blocks 0 to ``i``."""
+        if self.digests:
+            return int.from_bytes(self.digest(i))
         return xxh3_64_intdigest(self.data[: self.ends[i]], self.seed)
 
     def digest(self, i: int) -> bytes:
         """``hash(i)`` as it stands in a segment."""
+        if self.digests:
+            return self.digests[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES]
         return xxh3_64_digest(self.data[: self.ends[i]], self.seed)
 
     def rest(self, length: int) -> bytes:
         """The digests of the blocks from ``depth`` up to ``length``, one after the other."""
         data, ends, depth = self.data, self.ends, self.depth
+        if self.digests:
+            return self.digests[depth * DIGEST_BYTES : length * DIGEST_BYTES]
         at = ends[depth]
         state, self.state = self.state, None
         if state is None:
@@ -104,7 +114,9 @@ def chains_of(request: InferenceRequest, ends: Sequence[int]) -> list[Chain]:
     chains = []
     for prompt in request.prompts:
         size = len(prompt.data)
-        if size >= first:
+        if prompt.digests:
+            chains.append(Chain(b"", 0, ends, len(prompt.digests) // DIGEST_BYTES, prompt.digests))
+        elif size >= first:
             seed = xxh3_64_intdigest(request.root, _seed(request.model))
             chains.append(Chain(prompt.data, seed, ends, bisect_right(ends, size)))
     return chains
