@@ -28,6 +28,16 @@ MAX_STATES = 100_000
 """Responses, conversations and files whose holder is remembered; the least recently used are forgotten."""
 
 
+def format_of(path: str, parsers: Collection[str] | None) -> api.Format:
+    """How requests for ``path`` are read where only ``parsers`` are configured; None: all are."""
+    found = api.find(path)
+    if parsers is None or found.name in parsers:
+        return found
+    if api.PASSTHROUGH.name not in parsers:
+        raise BadRequest(f"No configured parser reads requests for {path}.")
+    return api.PASSTHROUGH
+
+
 class Flight:
     """A request on its way: what was decided, and its share of the endpoint's load.
 
@@ -116,7 +126,7 @@ class Router:
         self._knows_models = knows_models
         self._scheduler = scheduler
         self._sees_responses = sees_responses
-        self._parsers = parsers
+        self.parsers = parsers
         """Names of the formats to read, ``passthrough`` for the others; None: all of them."""
         self._observers = tuple(observers)
         self._holders: OrderedDict[str, str] = OrderedDict()
@@ -124,13 +134,7 @@ class Router:
 
     def format_of(self, path: str) -> api.Format:
         """How requests for ``path`` are read; ``BadRequest`` when no configured parser takes it."""
-        found = api.find(path)
-        parsers = self._parsers
-        if parsers is None or found.name in parsers:
-            return found
-        if api.PASSTHROUGH.name not in parsers:
-            raise BadRequest(f"No configured parser reads requests for {path}.")
-        return api.PASSTHROUGH
+        return format_of(path, self.parsers)
 
     def open(self, request: InferenceRequest, eligible: Eligible | None = None) -> Flight:
         """Admit and schedule, among the ``eligible``. Raises what the client is to be told when it cannot be

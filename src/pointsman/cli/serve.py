@@ -18,18 +18,29 @@ import uvloop
 from pointsman.cli.settings import add_settings_arguments, settings_from
 from pointsman.config import Server, Settings
 from pointsman.endpoints.pool import Member
+from pointsman.errors import SettingsError
 from pointsman.proxy.application import Application
 from pointsman.types import Clock
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings_arguments(parser)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that move bytes for one that decides (server.workers)",
+    )
     # Seconds of its clock in one of ours, for simulated engines that run faster than time.
     parser.add_argument("--clock-speed", type=float, default=1.0, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.workers is not None:
+        args.set.append(f"server.workers={args.workers}")
     settings = settings_from(args)
+    if settings.server.workers and args.clock_speed != 1.0:
+        raise SettingsError("--clock-speed: workers have the machine's clock; leave server.workers at 0")
     logging.basicConfig(
         level=settings.log.level.upper(),
         stream=sys.stderr,
@@ -86,6 +97,8 @@ def report(application: Application) -> str:
     lines.append(
         f"admin:  http://{admin.host}:{application.admin_port}/endpoints (also /decisions, /metrics, /readyz)"
     )
+    if server.workers:
+        lines.append(f"workers: {server.workers}")
     lines.append(f"base URL: {base}/v1")
     lines.append(first_request(base, application.pool.models()))
     return "\n".join(lines)

@@ -71,5 +71,5 @@ def render(decision: Decision) -> dict[str, Any]:
         "matched_by": "events" if decision.by_events else "sent",
         **({"untokenized": decision.untokenized} if decision.untokenized else {}),
         "predicted": msgspec.to_builtins(decision.predicted) if decision.predicted else None,
-        "outcome": msgspec.to_builtins(outcome) if outcome else None,
+        "outcome": msgspec.to_builtins(msgspec.structs.asdict(outcome)) if outcome else None,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -44,7 +44,7 @@ class Admin:
         clock: Clock,
         telemetry: Telemetry,
         decisions: DecisionRing,
-        settle: Callable[[], None],
+        settle: Callable[[], Awaitable[None] | None],
         ready: Callable[[], bool],
         learn: Callable[[Member], Awaitable[None]],
         learned: Callable[[Sequence[Endpoint]], Mapping[str, Learned]],
@@ -80,7 +80,22 @@ class Admin:
             client.abort()
 
     def begin(self, client: ClientConnection, head: RequestHead, body: bytes) -> None:
-        self._settle()  # what is over must be in what we tell
+        settling = self._settle()  # what is over must be in what we tell
+        if settling is None:
+            self._answer(client, head, body)
+        else:
+            client.waiting = True
+            self._start(self._answer_then(settling, client, head, body))
+
+    async def _answer_then(
+        self, settling: Awaitable[None], client: ClientConnection, head: RequestHead, body: bytes
+    ) -> None:
+        await settling
+        client.waiting = False
+        if not client.gone:
+            self._answer(client, head, body)
+
+    def _answer(self, client: ClientConnection, head: RequestHead, body: bytes) -> None:
         method = head.method.decode()
         if method == "GET" and head.path == "/metrics":
             text = b"text/plain; version=0.0.4; charset=utf-8"
@@ -156,10 +171,13 @@ class Admin:
         if target.name in self._pool.members:
             raise Conflict(f"There is an endpoint called {target.name} already.")
         member = self._pool.add(target, "admin")
-        task = asyncio.get_running_loop().create_task(_as_task(self._learn(member)))
+        self._start(_as_task(self._learn(member)))
+        return member
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return member
 
     def _remove(self, name: str) -> dict[str, Any]:
         member = self._member(name)

@@ -1,4 +1,4 @@
-"""``pointsman serve`` as an object: the core behind a data port of HTTP."""
+"""``pointsman serve`` as an object: the core behind a data port of HTTP, here or in workers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from typing import TextIO
 
 from pointsman.config import Settings
-from pointsman.proxy.core import Core
+from pointsman.proxy.core import Core, Front
 from pointsman.proxy.gateway import Gateway
 from pointsman.proxy.plane import Plane
+from pointsman.proxy.workers.fleet import Fleet
 from pointsman.types import Clock
 
 
@@ -28,8 +29,12 @@ class Application:
         self.core = core = Core(settings, clock, out, wall)
         self.pool = core.pool
         self.index = core.index
-        plane = Plane(settings, core.pool, core.router, core.opening, clock)
-        self.gateway = Gateway(plane, core.scraper.refresh_models)
+        self.front: Front
+        if settings.server.workers:
+            self.front = Fleet(core)
+        else:
+            plane = Plane(settings, core.pool, core.router, core.opening, clock)
+            self.front = Gateway(plane, core.scraper.refresh_models)
 
     @property
     def port(self) -> int:
@@ -43,5 +48,5 @@ class Application:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Application]:
         """Learn the endpoints, listen, serve until the block ends, then drain."""
-        async with self.core.running(self.gateway):
+        async with self.core.running(self.front):
             yield self

@@ -10,7 +10,7 @@ import asyncio
 import random
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -58,8 +58,8 @@ class Front(Protocol):
     async def drain(self) -> None:
         """Take nothing new and let what runs end, within its time."""
 
-    def settle(self) -> None:
-        """Tell the router of everything that is over, now."""
+    def settle(self) -> Awaitable[None] | None:
+        """Tell the router of everything that is over: at once (None), or when what is returned is done."""
 
     def close(self) -> None:
         """Cut whatever is left."""
@@ -176,7 +176,9 @@ class Core:
             try:
                 yield
                 await front.drain()
-                front.settle()
+                settling = front.settle()
+                if settling is not None:
+                    await settling
                 if self.learned_file:
                     await self.learned_file.save()
             finally:

@@ -50,7 +50,9 @@ class Gateway:
         """Listen; returns the port."""
         settings = self.settings
         tls = server_tls(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
-        self._server = await listen(self, settings.host, settings.port, "server.port", tls)
+        self._server = await listen(
+            self, settings.host, settings.port, "server.port", tls, reuse_port=settings.workers > 0
+        )
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 

@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
 
+from pointsman.api import Format
 from pointsman.config import Settings
-from pointsman.endpoints.pool import Pool
+from pointsman.endpoints.pool import Listener
+from pointsman.endpoints.target import Target
 from pointsman.proxy.opening import Opening
 from pointsman.proxy.upstream import Connections
-from pointsman.router import Router
-from pointsman.types import Clock, Endpoint
+from pointsman.router import Flight
+from pointsman.types import Clock, Decision, Endpoint, InferenceRequest, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,53 @@ class Finished(Protocol):
         """Tell the router what became of the request."""
 
 
+class Seat(Protocol):
+    """An endpoint of the pool."""
+
+    @property
+    def target(self) -> Target: ...
+
+    @property
+    def models_detail(self) -> tuple[dict[str, Any], ...]: ...
+
+
+class Endpoints(Protocol):
+    """The pool, as far as the data plane reads it and tells it what requests found."""
+
+    @property
+    def members(self) -> Mapping[str, Seat]: ...
+
+    @property
+    def troubled(self) -> Collection[int]: ...
+
+    @property
+    def ready(self) -> bool: ...
+
+    def listen(self, listener: Listener) -> None: ...
+
+    def models(self) -> list[str]: ...
+
+    def answered(self, endpoint: Endpoint) -> None: ...
+
+    def failed(self, endpoint: Endpoint) -> None: ...
+
+    def abandoned(self, endpoint: Endpoint) -> None: ...
+
+    def unreachable(self, name: str) -> None: ...
+
+
+class Ends(Protocol):
+    """The router, as far as it is told what became of requests."""
+
+    def format_of(self, path: str) -> Format: ...
+
+    def remember(self, flight: Flight, state_id: str) -> None: ...
+
+    def close(self, flight: Flight, outcome: Outcome) -> None: ...
+
+    def observe(self, request: InferenceRequest, decision: Decision | None, outcome: Outcome) -> None: ...
+
+
 class Plane:
     """Owns the connections to endpoints, and tells the router of finished requests in batches.
 
@@ -36,7 +86,7 @@ class Plane:
     """
 
     def __init__(
-        self, settings: Settings, pool: Pool, router: Router, opening: Opening, clock: Clock
+        self, settings: Settings, pool: Endpoints, router: Ends, opening: Opening, clock: Clock
     ) -> None:
         self.settings = settings
         self.pool = pool

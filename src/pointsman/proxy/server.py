@@ -377,12 +377,21 @@ class ClientConnection(asyncio.Protocol):
 
 
 async def listen(
-    host: Host, address: str, port: int, setting: str, tls: ssl.SSLContext | None = None
+    host: Host,
+    address: str,
+    port: int,
+    setting: str,
+    tls: ssl.SSLContext | None = None,
+    *,
+    reuse_port: bool = False,
 ) -> asyncio.Server:
-    """Accept connections for ``host``; ``setting`` is the key to name when the port is taken."""
+    """Accept connections for ``host``; ``setting`` is the key to name when the port is taken.
+
+    With ``reuse_port`` others listen there, too, and each gets some of the connections.
+    """
     try:
         return await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(host), address, port, ssl=tls, backlog=4096
+            lambda: ClientConnection(host), address, port, ssl=tls, backlog=4096, reuse_port=reuse_port
         )
     except OSError as exc:
         why = "is in use" if exc.errno == errno.EADDRINUSE else f"cannot be opened: {exc.strerror}"
