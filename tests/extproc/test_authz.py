@@ -17,7 +17,11 @@ pytest.importorskip("envoy.service.discovery.v3.discovery_pb2")
 from pointsman.extproc.access_log import Completion
 from pointsman.extproc.authz import FastLane
 from pointsman.proxy.core import Core
-from pointsman.testing.serving import settings
+from pointsman.sim.fleet import running_fleet
+from pointsman.sim.profiles import GRANITE
+from pointsman.sim.spec import EngineSpec, KvEvents
+from pointsman.testing.client import RawClient, message
+from pointsman.testing.serving import settings, until
 from pointsman.testing.upstream import FakeUpstream
 
 
@@ -127,3 +131,26 @@ async def test_any_bytes_for_a_body_get_an_answer_and_leave_nothing_in_flight() 
             assert status in (200, 400)
             assert (DESTINATION in headers) == (status == 200)
         assert found.in_flight == 0
+
+
+async def test_a_decision_waits_for_token_ids_where_an_engine_tells_what_it_holds() -> None:
+    events = KvEvents(endpoint="tcp://*:0", replay_endpoint="tcp://*:0", delay_s=0)
+    told = {"kv_events": {"mode": "auto"}, "tokens": {"budget_s": 5}}
+    async with (
+        running_fleet([EngineSpec(kv_events=events)], speed=50) as (engine,),
+        lane(engine.url, **told) as found,
+    ):
+        body = json.dumps({"model": GRANITE, "prompt": "why? " * 100, "max_tokens": 1}).encode()
+        async with RawClient(int(engine.url.rpartition(":")[2])) as direct:
+
+            async def tells() -> bool:
+                await direct.ask(message("POST", "/v1/completions", json.loads(body)))
+                return bool(found.core.precise.slots)
+
+            await until(tells)
+        status, _, _ = await found.ask("/decide/v1/completions", body, "x-request-id: r")
+        assert status == 200
+        found.front.completions.completed(Completion(request_id="r", status=200, duration_s=0.1))
+        [record] = found.core.decisions.recent(1)
+        assert record["matched_by"] == "events"
+        assert record["matched_tokens"] > 0.8 * record["prompt_tokens"]

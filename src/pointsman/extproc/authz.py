@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 
 from pointsman import api
@@ -105,38 +106,50 @@ class FastLane:
     # -- requests
 
     def begin(self, client: ClientConnection, head: RequestHead, body: bytes) -> None:
-        """Answer at once."""
+        """Answer at once, or when the prompt's token ids are known."""
         if not head.path.startswith(DECIDE):
             client.write(HEALTHY if head.path == "/healthz" and not self.draining else UNHEALTHY)
-        else:
-            client.write(self._answer(head, body))
-        client.exchange_done()
+            client.exchange_done()
+            return
+        client.waiting = True
+        at_s, path = self.clock(), head.path.removeprefix(DECIDE)
+        request_id = head.headers.get("x-request-id", "")
+        told = partial(self._decided, client, path, request_id, at_s)
+        try:
+            request = self._core.router.format_of(path).parse(request_id, path, head.headers, body)
+            self._core.opening.open(request, told)
+        except PointsmanError as error:
+            told(error)
+        except Exception:  # a plugin's bug must not cost the others their answer
+            log.exception("request for %s could not be decided", path)
+            self._write(client, FAULT)
 
     def refuse(self, client: ClientConnection, head: RequestHead | None, error: PointsmanError) -> None:
         """Bytes that are no request; Envoy sends none."""
         client.respond_error(error, head, "")
         client.exchange_done()
 
-    def _answer(self, head: RequestHead, body: bytes) -> bytes:
-        core, at_s = self._core, self.clock()
-        path = head.path.removeprefix(DECIDE)
-        request_id = head.headers.get("x-request-id", "")
-        try:
-            fmt = core.router.format_of(path)
-            request = fmt.parse(request_id, path, head.headers, body)
-            flight = core.router.open(request)
-        except PointsmanError as error:
-            return self._refusal(path, request_id, error, self.clock() - at_s)
-        except Exception:  # a plugin's bug must not cost the others their answer
-            log.exception("request for %s could not be decided", path)
-            return FAULT
+    def _decided(
+        self,
+        client: ClientConnection,
+        path: str,
+        request_id: str,
+        at_s: float,
+        found: Flight | PointsmanError,
+    ) -> None:
+        if isinstance(found, PointsmanError):
+            self._write(client, self._refusal(path, request_id, found, self.clock() - at_s))
+            return
         name = self.completions.name()
-        self.completions.add(name, flight, at_s)
-        return b"%b%b\r\nx-pointsman-flight: %b\r\n\r\n" % (
-            CHOSEN,
-            self._where(flight),
-            name.encode(),
-        )
+        self.completions.add(name, found, at_s)
+        where = self._where(found)
+        self._write(client, b"%b%b\r\nx-pointsman-flight: %b\r\n\r\n" % (CHOSEN, where, name.encode()))
+
+    def _write(self, client: ClientConnection, answer: bytes) -> None:
+        client.waiting = False
+        if not client.gone:
+            client.write(answer)
+            client.exchange_done()
 
     def _where(self, flight: Flight) -> bytes:
         """The endpoint, then those to try after it."""
