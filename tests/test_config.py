@@ -198,6 +198,14 @@ class TestRedacted:
         assert tree["endpoints"][0]["headers"] == {"X-Api-Key": "***"}
         assert tree["server"]["port"] == 8080
 
+    @pytest.mark.parametrize(
+        "url", ["redis://:hunter2@a:1/0", "rediss://u:hunt/er2@a", "redis://a?password=hunter2"]
+    )
+    def test_an_address_is_shown_without_its_password(self, url: str) -> None:
+        shown = redacted(load(overrides=[f"shared_index.redis={url}"]))["shared_index"]["redis"]
+        assert "er2" not in shown
+        assert shown.replace("***", "hunt/er2" if "u:" in url else "hunter2") == url
+
     def test_without_secrets_it_loads_again_as_the_same_settings(self, tmp_path: Path) -> None:
         settings = load(None, ["server.port=1234", "scheduling.seed=5"], ["http://a:1"])
         assert load(write(tmp_path, yaml.safe_dump(redacted(settings)))) == settings

@@ -212,6 +212,25 @@ class KvEvents(_Section):
     ] = 2 * 1024 * 1024 * 1024
 
 
+class SharedIndex(_Section):
+    """What engines tell of their caches, shared by routers: in Redis or Valkey, where llm-d's have it, too.
+    Needs the extra redis.
+    """
+
+    redis: Annotated[
+        str, _says("redis://, rediss:// or unix:// address of the server; empty: each router for itself")
+    ] = ""
+    password_env: Annotated[str, _says("environment variable that holds its password")] = ""
+    hash: Annotated[
+        Literal["xxh64", "cbor-fnv"],
+        _says(
+            "how blocks are named; all who share must agree. llm-d: hashAlgorithm, and cbor-fnv unless told"
+        ),
+    ] = "xxh64"
+    hash_seed: Annotated[str, _says("the same; llm-d: hashSeed")] = ""
+    block_tokens: Annotated[Count, _says("the same; llm-d: blockSizeTokens")] = 16
+
+
 class Picker(_Section):
     """`pointsman picker`: the gRPC port on which Envoy and other gateways ask where a request goes."""
 
@@ -330,6 +349,7 @@ class Settings(_Section):
     scheduling: Scheduling = msgspec.field(default_factory=Scheduling)
     prefix: Prefix = msgspec.field(default_factory=Prefix)
     kv_events: KvEvents = msgspec.field(default_factory=KvEvents)
+    shared_index: SharedIndex = msgspec.field(default_factory=SharedIndex)
     picker: Picker = msgspec.field(default_factory=Picker)
     envoy: Envoy = msgspec.field(default_factory=Envoy)
     tokens: Tokens = msgspec.field(default_factory=Tokens)
@@ -487,6 +507,8 @@ def redacted(settings: Settings) -> dict[str, Any]:
             return {k: clean(v, k) for k, v in node.items()}
         if isinstance(node, list | tuple):
             return [clean(v) for v in node]
+        if key == "redis":  # an address may hold a password
+            return re.sub(r"(?<=:)(?!//).*(?=@)|(?<=password=)[^&]*", "***", node)
         return "***" if key in SECRETS and node else node
 
     result: dict[str, Any] = clean(msgspec.to_builtins(settings))
