@@ -317,6 +317,8 @@ class Decision(msgspec.Struct):
     """``matched_tokens`` is what its engine told in KV events; else what was sent there tells."""
     untokenized: str = ""
     """Why the prompts' token ids were wanted and not known."""
+    sent_tokens: int = 0
+    """What ``matched_tokens`` would be by what was sent there alone."""
     response_headers: tuple[tuple[str, str], ...] = ()
     tried: tuple[str, ...] = ()
     """Endpoints that failed this request before ``chosen`` got it."""

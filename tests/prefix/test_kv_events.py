@@ -39,6 +39,7 @@ class Index:
         self.held: dict[int, set[int]] = {}
         self.log: list[Event] = []
         self.clears = 0
+        self.partial: set[int] = set()
         self._changed = asyncio.Event()
 
     def add(self, slot: int) -> None:
@@ -53,6 +54,10 @@ class Index:
         self.held[slot].clear()
         self.clears += 1
         self._changed.set()
+
+    def missed(self, slot: int) -> None:
+        self.held[slot].clear()
+        self.partial.add(slot)
 
     def apply(self, slot: int, events: Sequence[Event], now_s: float) -> None:
         held = self.held[slot]
@@ -177,6 +182,7 @@ async def test_without_replays_a_gap_empties_what_the_index_has_of_the_endpoint(
         engine.publish(stored([2]))
         await intake.index.until(lambda: intake.index.held == {slot: {2}, untouched: {7}})
         assert sum(source.cleared for source in intake.events.sources()) == 1
+        assert intake.index.partial == {slot}
 
 
 async def test_an_engine_that_starts_anew_is_known_anew() -> None:

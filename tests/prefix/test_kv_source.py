@@ -28,6 +28,7 @@ class Endpoint:
         self.held: set[int] = set()
         self.asked: list[int] = []
         self.open = False
+        self.late = 0
         self.source = Source(0, self, lambda: self.now, TIMING, can_replay=can_replay)
 
     def apply(self, events: Sequence[Event]) -> None:
@@ -38,6 +39,9 @@ class Endpoint:
                 self.held -= set(event.hashes)
             else:
                 self.held.clear()
+
+    def begun_late(self) -> None:
+        self.late += 1
 
     def lost(self, source: Source) -> None:
         self.held.clear()
@@ -149,6 +153,14 @@ def test_a_gap_without_replays_empties_what_was_known() -> None:
     endpoint.hears(10)
     assert endpoint.held == {10}
     assert (endpoint.source.cleared, endpoint.source.gaps, endpoint.asked) == (1, 1, [])
+
+
+@pytest.mark.parametrize(("first", "late"), [(0, 0), (7, 1)])
+def test_who_is_heard_in_mid_stream_has_told_things_before(first: int, late: int) -> None:
+    endpoint = Endpoint(can_replay=False)
+    endpoint.hears(first)
+    endpoint.hears(first + 1)
+    assert endpoint.late == late
 
 
 def test_an_answer_with_a_hole_is_asked_for_again_from_there(endpoint: Endpoint) -> None:

@@ -64,6 +64,29 @@ def test_speaks_for_an_endpoint_from_its_first_event_until_it_leaves() -> None:
     assert index.match(ask(1), 0.0).slots == {0}
 
 
+def test_who_has_not_told_all_may_hold_more_until_nearly_all_its_blocks_are_known() -> None:
+    index = index_of(0, 1)
+    for slot in (0, 1):
+        index.set_capacity(slot, 10)
+        index.apply(slot, [stored(1, 2)], 0.0)
+    index.missed(0)
+    match = index.match(ask(1, 2), 0.0)
+    assert (match.slots, match.partial, match.tokens_by_slot) == ({0, 1}, {0}, {1: 2 * SIZE})
+    index.apply(0, [stored(*range(10, 18))], 0.0)
+    assert index.match(ask(1), 0.0).partial == {0}
+    index.apply(0, [stored(18)], 0.0)
+    assert not index.match(ask(1), 0.0).partial
+    assert held(index, 10, 11) == 2
+
+
+def test_an_engine_that_says_its_cache_is_empty_has_told_all() -> None:
+    index = index_of(0)
+    index.apply(0, [stored(1)], 0.0)
+    index.missed(0)
+    index.apply(0, [Cleared(), stored(2)], 0.0)
+    assert not index.match(ask(2), 0.0).partial
+
+
 def test_the_last_token_is_always_computed() -> None:
     index = index_of(0)
     index.apply(0, [stored(1, 2, 3)], 0.0)

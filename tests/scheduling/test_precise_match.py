@@ -64,6 +64,19 @@ def test_what_engines_tell_counts_and_for_the_others_what_was_sent() -> None:
     assert [match.by_events(slot) for slot in range(3)] == [True, True, False]
 
 
+def test_of_an_engine_that_has_not_told_all_the_better_of_both_counts() -> None:
+    place = Place()
+    for slot in (0, 1):
+        place.precise.missed(slot)
+    place.services.prefix.insert(0, place.services.prefix.match(asked()).chains)
+    for slot in (0, 1):
+        place.store(slot, 5)
+    match = place.cycle(asked()).match
+    assert [match.tokens(slot) for slot in (0, 1)] == [len(TOKENS), 5 * BLOCK]
+    assert [match.cached_tokens(slot) for slot in (0, 1)] == [len(TOKENS), 5 * BLOCK]
+    assert [match.by_events(slot) for slot in (0, 1)] == [False, True]
+
+
 def test_without_token_ids_what_was_sent_answers_for_all_and_the_record_says_so() -> None:
     place = Place()
     place.services.prefix.insert(1, place.services.prefix.match(asked()).chains)

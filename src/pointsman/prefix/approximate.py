@@ -46,7 +46,8 @@ SLACK = 64
 
 _LONGEST = 1 << 40
 
-_depth = attrgetter("start")
+_depth = attrgetter("start", "digests")
+"""What is deepest, and a tie ends the same way in every run."""
 
 
 class PrefixMatch:
@@ -54,7 +55,7 @@ class PrefixMatch:
     sent.
     """
 
-    __slots__ = ("chains", "held_by_slot", "prompt_tokens", "told", "total")
+    __slots__ = ("chains", "held_by_slot", "prompt_tokens", "sent", "told", "total")
 
     def __init__(self, chains: Sequence[Chain], prompt_tokens: int) -> None:
         self.chains = chains
@@ -65,6 +66,8 @@ class PrefixMatch:
         self.prompt_tokens = prompt_tokens
         self.told: BlockMatch | None = None
         """What engines have told of."""
+        self.sent: PrefixMatch | None = None
+        """What it was before that was looked at."""
         for chain in chains:
             ends = chain.ends
             size = ends[0] // FIRST_BLOCKS
@@ -95,23 +98,34 @@ class PrefixMatch:
     def cached_tokens(self, slot: int) -> int:
         """The same, but all tiers count: what the engine will say it had."""
         told = self.told
-        return told.tokens(slot) if told is not None and slot in told.slots else self.tokens(slot)
+        return told.tokens(slot) if told is not None and self.by_events(slot) else self.tokens(slot)
+
+    def sent_tokens(self, slot: int) -> int:
+        """The same by what was sent there alone."""
+        return (self.sent or self).tokens(slot)
 
     def by_events(self, slot: int) -> bool:
         """What is said of ``slot`` is what its engine told."""
-        return self.told is not None and slot in self.told.slots
+        told = self.told
+        if told is None or slot not in told.slots:
+            return False
+        return slot not in told.partial or self.held_by_slot.get(slot, 0) <= told.weighted(slot)
 
     def corrected(self, told: BlockMatch) -> PrefixMatch:
-        """The same, but for the endpoints whose engines tell what they hold: that as they tell it."""
+        """The same, but for the endpoints whose engines tell what they hold: that as they tell it, or at
+        least that where they have not told all.
+        """
         found = PrefixMatch((), told.prompt_tokens)
         found.chains = self.chains
         found.told = told
+        found.sent = self
         total = found.total = told.prompt_tokens
         held = found.held_by_slot
         for slot, blocks in self.held_by_slot.items():
-            if slot not in told.slots:
+            if slot not in told.slots or slot in told.partial:
                 held[slot] = total * blocks // self.total
-        held.update((slot, int(tokens)) for slot, tokens in told.weighted_by_slot.items())
+        for slot, tokens in told.weighted_by_slot.items():
+            held[slot] = max(int(tokens), held.get(slot, 0))
         return found
 
 

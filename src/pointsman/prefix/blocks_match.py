@@ -21,14 +21,18 @@ Tiers = Sequence[tuple[float, Table]]
 class BlockMatch:
     """How much of a request's prompts each endpoint holds, and the keys that were asked for."""
 
-    __slots__ = ("keys", "prompt_tokens", "runs", "slots", "tokens_by_slot", "weighted_by_slot")
+    __slots__ = ("keys", "partial", "prompt_tokens", "runs", "slots", "tokens_by_slot", "weighted_by_slot")
 
-    def __init__(self, request: InferenceRequest, keys: Keys, slots: Collection[int]) -> None:
+    def __init__(
+        self, request: InferenceRequest, keys: Keys, slots: Collection[int], partial: Collection[int] = ()
+    ) -> None:
         prompts = request.tokenized
         self.keys = keys
         self.prompt_tokens = sum(len(prompt.ids) for prompt in prompts) // TOKEN_BYTES
         self.slots = slots if prompts else frozenset()
         """Those it speaks for."""
+        self.partial = partial
+        """Those of them that may hold more."""
         self.tokens_by_slot: dict[int, int] = {}
         """Leading prompt tokens that will not be computed again; endpoints that have none are not in it."""
         self.weighted_by_slot: Mapping[int, float] = self.tokens_by_slot
@@ -62,11 +66,12 @@ def find(
     by_size: Mapping[int, int],
     tiers: Tiers,
     expected: Expected,
+    partial: Collection[int] = (),
 ) -> BlockMatch:
-    """The longest runs of the request's blocks. ``by_size`` has the bits of the endpoints with each block
-    size.
+    """The longest runs of the request's blocks at ``slots``, of which the ``partial`` may hold more;
+    ``by_size`` has the bits of the endpoints with each block size.
     """
-    found = BlockMatch(request, keys, slots)
+    found = BlockMatch(request, keys, slots, partial)
     tokens, weighted = found.tokens_by_slot, dict[int, float]()
     only_full = len(tiers) == 1 and tiers[0][0] == 1.0
     if not only_full:

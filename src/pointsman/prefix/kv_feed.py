@@ -27,7 +27,10 @@ class Sink(Protocol):
         """It has left."""
 
     def clear(self, slot: int) -> None:
-        """Nothing is known of what it holds any more."""
+        """It holds nothing any more."""
+
+    def missed(self, slot: int) -> None:
+        """Some of its events are not known: it may hold more than those that follow say."""
 
     def apply(self, slot: int, events: Sequence[Event], now_s: float) -> None:
         """This happened there, in this order."""
@@ -129,20 +132,23 @@ class Feed:
     # -- what its sources say
 
     def apply(self, events: Sequence[Event]) -> None:
-        if not self._fed:
-            self._fed = True
-            self._sink.add(self._slot)
+        self._feed()
         self._sink.apply(self._slot, events, self._clock())
+
+    def begun_late(self) -> None:
+        self._feed()
+        self._sink.missed(self._slot)
 
     def lost(self, source: Source) -> None:
         if self._clock() >= self._warn_at_s:
             self._warn_at_s = self._clock() + WARN_EVERY_S
             log.warning(
-                "KV events of %s (rank %d) were missed and cannot be had again; what it holds is forgotten",
+                "KV events of %s (rank %d) were missed for good: what it holds is known in part from now on",
                 self.name,
                 source.rank,
             )
-        self._clear()
+        self._feed()
+        self._sink.missed(self._slot)
         for wired in list(self._wired.values()):
             if wired.source is not source:
                 wired.source.refill()
@@ -169,6 +175,11 @@ class Feed:
         source = Source(at.rank, self, self._clock, self._timing, can_replay=bool(at.replay))
         wired = self._wired[at.rank] = _Wired(at, source)
         return wired
+
+    def _feed(self) -> None:
+        if not self._fed:
+            self._fed = True
+            self._sink.add(self._slot)
 
     def _clear(self) -> None:
         if self._fed:

@@ -85,6 +85,9 @@ class Owner(Protocol):
     def apply(self, events: Sequence[Event]) -> None:
         """In this order."""
 
+    def begun_late(self) -> None:
+        """What a source has told before now is not known and cannot be had."""
+
     def lost(self, source: Source) -> None:
         """Forget what is known of the endpoint: ``source`` misses messages for good."""
 
@@ -260,7 +263,9 @@ class Source:
 
     def _take(self, number: int, payload: bytes, *, may_ask: bool) -> None:
         expected = self._next
-        if expected is None or number == expected:
+        if expected is None:
+            self._start(number, payload)
+        elif number == expected:
             self._overlaps = False
             self._apply(number, payload)
         elif number > expected:
@@ -276,6 +281,13 @@ class Source:
             self.restarts += 1
             self._owner.restarted(self)
             self._arrive(number, payload)
+
+    def _start(self, number: int, payload: bytes) -> None:
+        """The first message that is known of this stream."""
+        self._overlaps = False
+        if number:
+            self._owner.begun_late()
+        self._apply(number, payload)
 
     def _seen(self, payload: bytes) -> bool:
         """A message with a number that has been is one that the replay brought; or one that is none."""
@@ -333,7 +345,7 @@ class Source:
             return  # an engine that sends all it has
         replay.first = False
         if self._next is None:
-            self._apply(number, payload)
+            self._start(number, payload)
         elif number == self._next - 1:
             if xxh3_64_intdigest(payload) != self._last:
                 self._other_engine()

@@ -31,6 +31,9 @@ MAX_ADAPTERS = 4096
 MAX_GROUPS = 256
 """Adapters, and an endpoint's KV cache groups, that are told apart: names from outside must not pile up."""
 
+NEARLY_ALL = 0.9
+"""Of an endpoint's blocks, so many are known when it is taken to have told of all."""
+
 _EXPECTED_SHARE = 16
 """Of ``max_bytes`` a 16th is for blocks of what was just sent."""
 
@@ -38,14 +41,22 @@ _EXPECTED_SHARE = 16
 class _Source:
     """An endpoint that events may come from."""
 
-    __slots__ = ("block_tokens", "fed", "groups")
+    __slots__ = ("block_tokens", "capacity_blocks", "emptied", "fed", "groups", "suspended", "whole")
 
     def __init__(self) -> None:
         self.fed = False
+        self.whole = True
+        """All that it holds has been told."""
+        self.capacity_blocks = 0
+        """It can hold so many; 0 where that is not known."""
         self.block_tokens = 0
         """As the last event says."""
         self.groups: set[int] = set()
         """KV cache groups that count."""
+        self.emptied = 0
+        """Times that what was known of it was thrown away."""
+        self.suspended = False
+        """It is not spoken for, whatever is known."""
 
 
 class PreciseIndex:
@@ -68,6 +79,8 @@ class PreciseIndex:
         self._expected = Expected(max_bytes // _EXPECTED_SHARE)
         self._blocks = Blocks(max_bytes - max_bytes // _EXPECTED_SHARE)
         self._sources: dict[int, _Source] = {}
+        self.partial: frozenset[int] = frozenset()
+        """Those of them that may hold more than they have told."""
         self.slots: frozenset[int] = frozenset()
         """Endpoints that events have come from."""
         self._by_size: dict[int, int] = {}
@@ -93,6 +106,25 @@ class PreciseIndex:
         source = self._sources.get(slot)
         return source.block_tokens if source else 0
 
+    def emptied(self, slot: int) -> int:
+        """Times that what was known of ``slot`` was thrown away, to be built anew."""
+        source = self._sources.get(slot)
+        return source.emptied if source else 0
+
+    @property
+    def offloads(self) -> bool:
+        """Some endpoint has told of blocks outside of its GPU."""
+        return any(table for tier, table in self._blocks.holders.items() if tier != GPU)
+
+    # -- whether it is believed
+
+    def suspend(self, slot: int, suspended: bool = True) -> None:
+        """Do not speak for this endpoint (or do so again). What it tells is taken note of all the same."""
+        source = self._sources.get(slot)
+        if source is not None and source.suspended != suspended:
+            source.suspended = suspended
+            self._regroup()
+
     # -- what the pool tells
 
     def add(self, slot: int) -> None:
@@ -109,10 +141,34 @@ class PreciseIndex:
             self._regroup()
 
     def clear(self, slot: int) -> None:
-        """The endpoint lost its cache: a restart."""
-        if slot in self._sources:
-            self._blocks.clear(slot)
-            self._expected.forget(slot)
+        """The endpoint's cache is empty: a restart, or it says so."""
+        source = self._sources.get(slot)
+        if source is not None:
+            self._forget(slot)
+            if not source.whole:
+                source.whole = True
+                self._regroup()
+
+    def _forget(self, slot: int) -> None:
+        self._sources[slot].emptied += 1
+        self._blocks.clear(slot)
+        self._expected.forget(slot)
+
+    def missed(self, slot: int) -> None:
+        """Some of what the endpoint told was missed, or was told before we listened. What is known of it is
+        forgotten; it holds at least what it tells from now on.
+        """
+        source = self._sources.get(slot)
+        if source is not None:
+            self._forget(slot)
+            source.whole = False
+            self._regroup()
+
+    def set_capacity(self, slot: int, blocks: int) -> None:
+        """The endpoint's KV cache has so many blocks: when nearly all of them are known, all is known."""
+        source = self._sources.get(slot)
+        if source is not None:
+            source.capacity_blocks = blocks
 
     def name_adapters(self, names: Iterable[str]) -> None:
         """These are LoRA adapters. Without that the index knows them from the first event that names them,
@@ -139,6 +195,9 @@ class PreciseIndex:
                     self._blocks.discard(slot, event.medium, event.hashes)
             elif isinstance(event, Cleared):
                 self.clear(slot)
+        if not source.whole and self._blocks.pairs(slot) >= NEARLY_ALL * source.capacity_blocks > 0:
+            source.whole = True
+            self._regroup()
 
     def _store(self, slot: int, source: _Source, event: Stored) -> None:
         if event.kind not in FULL_ATTENTION or not self._groups(source, event):
@@ -181,7 +240,9 @@ class PreciseIndex:
         self._blocks.store(slot, event.medium, [h for h, _ in found], [key for _, key in found])
 
     def _regroup(self) -> None:
-        self.slots = frozenset(slot for slot, source in self._sources.items() if source.fed)
+        fed = {slot: s for slot, s in self._sources.items() if s.fed and not s.suspended}
+        self.slots = frozenset(fed)
+        self.partial = frozenset(slot for slot, source in fed.items() if not source.whole)
         self._by_size = {}
         for slot in self.slots:
             size = self._sources[slot].block_tokens
@@ -206,7 +267,7 @@ class PreciseIndex:
         self._expected.expire(now_s)
         if keys is None:
             keys = self.keys(request)
-        return find(request, keys, self.slots, self._by_size, self._tiers(), self._expected)
+        return find(request, keys, self.slots, self._by_size, self._tiers(), self._expected, self.partial)
 
     def sent(
         self, slot: int, request: InferenceRequest, now_s: float, match: BlockMatch | None = None
@@ -215,7 +276,7 @@ class PreciseIndex:
         it, if that is known.
         """
         size = self.block_tokens(slot)
-        if size and request.tokenized:
+        if size and request.tokenized and slot in self.slots:
             for chain, told in (match or self.match(request, now_s)).chains(slot, size):
                 self._blocks.use(slot, chain[:told])
                 self._expected.add(slot, chain[told:], now_s)

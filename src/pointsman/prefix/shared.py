@@ -105,6 +105,10 @@ class SharedIndex:
             for key in [key for key, bits in table.items() if bits & bit]:
                 table[key] &= ~bit
 
+    def missed(self, slot: int) -> None:
+        """Some of what it told is not known: what is known may be wrong."""
+        self.clear(slot)
+
     def apply(self, slot: int, events: Sequence[Event], now_s: float) -> None:
         """What one message of the endpoint says, to be written soon."""
         if slot not in self._endpoints:

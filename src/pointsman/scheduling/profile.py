@@ -67,4 +67,5 @@ class Profile:
             request.prompt_tokens,
             match.by_events(chosen.slot),
             request.untokenized,
+            match.sent_tokens(chosen.slot),
         )
