@@ -139,7 +139,7 @@ def test_a_picker_configuration_is_a_policy(simulate: Simulate, small: str, tmp_
 
 DECISION_KEYS = {
     *("request_id", "model", "at_s", "profile", "candidates", "kept", "scores", "weights", "chosen"),
-    *("fallbacks", "tried_before", "prompt_tokens", "matched_tokens", "predicted", "outcome"),
+    *("fallbacks", "tried_before", "prompt_tokens", "matched_tokens", "matched_by", "predicted", "outcome"),
 }
 
 

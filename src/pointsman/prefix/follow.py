@@ -6,17 +6,22 @@ from math import lcm
 
 from pointsman.endpoints.pool import Pool
 from pointsman.prefix.approximate import DEFAULT_BLOCK_TOKENS, PrefixIndex
+from pointsman.prefix.precise import PreciseIndex
 from pointsman.types import Endpoint
 
 MAX_BLOCK_TOKENS = 1024
 
 
-def follow(index: PrefixIndex, pool: Pool, *, fixed_block_tokens: int = 0) -> None:
-    """From now on ``index`` hears of everything in ``pool``. ``fixed_block_tokens`` overrides the engines'
-    sizes.
+def follow(
+    index: PrefixIndex, pool: Pool, *, fixed_block_tokens: int = 0, precise: PreciseIndex | None = None
+) -> None:
+    """From now on ``index`` hears of everything in ``pool``, and ``precise`` of how much each endpoint can
+    hold. ``fixed_block_tokens`` overrides the engines' sizes.
     """
 
     def on_pool(event: str, endpoint: Endpoint) -> None:
+        if precise is not None:
+            precise.set_capacity(endpoint.slot, 0 if event == "left" else endpoint.metrics.kv_blocks)
         if event == "left":
             index.remove(endpoint.slot)
         elif event == "restarted":

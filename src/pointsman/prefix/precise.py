@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from math import inf
 
 from pointsman.prefix.blocks import GPU, Blocks, Table
 from pointsman.prefix.blocks_expected import Expected
@@ -41,14 +42,12 @@ _EXPECTED_SHARE = 16
 class _Source:
     """An endpoint that events may come from."""
 
-    __slots__ = ("block_tokens", "capacity_blocks", "emptied", "fed", "groups", "suspended", "whole")
+    __slots__ = ("block_tokens", "emptied", "fed", "groups", "suspended", "whole")
 
     def __init__(self) -> None:
         self.fed = False
         self.whole = True
         """All that it holds has been told."""
-        self.capacity_blocks = 0
-        """It can hold so many; 0 where that is not known."""
         self.block_tokens = 0
         """As the last event says."""
         self.groups: set[int] = set()
@@ -83,6 +82,8 @@ class PreciseIndex:
         """Those of them that may hold more than they have told."""
         self.slots: frozenset[int] = frozenset()
         """Endpoints that events have come from."""
+        self._capacities: dict[int, int] = {}
+        """Blocks that endpoints can hold."""
         self._by_size: dict[int, int] = {}
         """Block size to the bits of the endpoints that have it."""
         self._adapters: set[str] = set()
@@ -165,10 +166,13 @@ class PreciseIndex:
             self._regroup()
 
     def set_capacity(self, slot: int, blocks: int) -> None:
-        """The endpoint's KV cache has so many blocks: when nearly all of them are known, all is known."""
-        source = self._sources.get(slot)
-        if source is not None:
-            source.capacity_blocks = blocks
+        """The endpoint's KV cache has so many blocks, 0 where that is not known (any more). When nearly all
+        of them are known, all is.
+        """
+        if blocks:
+            self._capacities[slot] = blocks
+        else:
+            self._capacities.pop(slot, None)
 
     def name_adapters(self, names: Iterable[str]) -> None:
         """These are LoRA adapters. Without that the index knows them from the first event that names them,
@@ -195,7 +199,7 @@ class PreciseIndex:
                     self._blocks.discard(slot, event.medium, event.hashes)
             elif isinstance(event, Cleared):
                 self.clear(slot)
-        if not source.whole and self._blocks.pairs(slot) >= NEARLY_ALL * source.capacity_blocks > 0:
+        if not source.whole and self._blocks.pairs(slot) >= NEARLY_ALL * self._capacities.get(slot, inf):
             source.whole = True
             self._regroup()
 

@@ -30,6 +30,8 @@ from pointsman.prefix.follow import follow
 from pointsman.prefix.kv_events import KvEvents
 from pointsman.prefix.precise import PreciseIndex
 from pointsman.proxy.admin import Admin
+from pointsman.proxy.cache_truth.observer import CacheTruth
+from pointsman.proxy.cache_truth.report import CacheReport
 from pointsman.proxy.data_layer import discovery_settings, metrics_settings, page_source
 from pointsman.proxy.gauges import PoolGauges
 from pointsman.proxy.learned_file import LearnedFile
@@ -98,8 +100,9 @@ class Core:
         self.index = PrefixIndex(
             max_bytes=settings.prefix.max_bytes, max_prefix_tokens=settings.prefix.max_prefix_tokens
         )
-        follow(self.index, self.pool, fixed_block_tokens=settings.prefix.block_tokens)
         self.precise = PreciseIndex(max_bytes=settings.kv_events.index_bytes)
+        size = settings.prefix.block_tokens
+        follow(self.index, self.pool, fixed_block_tokens=size, precise=self.precise)
         self.kv_events = KvEvents(self.pool, settings.kv_events, self.precise, clock)
         self.tokens = Tokens(settings.tokens, self.pool)
         services = Services(self.index, clock, random.Random(settings.scheduling.seed), self.precise)
@@ -107,12 +110,18 @@ class Core:
         self.scheduler = scheduler = build_scheduler(policy, services)
         learned = settings.learned
         self.learned_file = LearnedFile(learned, self.pool, scheduler, wall) if learned.path else None
+        self.cache_truth = CacheTruth(self.pool, self.precise, self.kv_events.sources, clock)
+        self.cache_report = CacheReport(
+            self.cache_truth, self.pool, self.index, self.precise, self.tokens, clock
+        )
         gauges = PoolGauges(self.pool, self.index, clock)
-        self.telemetry = Telemetry(lambda: chain(gauges(), self.tokens.metrics()))
+        self.telemetry = Telemetry(
+            lambda: chain(gauges(), self.tokens.metrics(), self.cache_report.metrics())
+        )
         self.pool.listen(self._on_pool)
         self.decisions = DecisionRing(settings.decisions.keep)
         self.access_log = AccessLog(out or sys.stdout)
-        observers: list[Observer] = [self.telemetry, self.decisions]
+        observers: list[Observer] = [self.telemetry, self.decisions, self.cache_truth]
         if settings.log.requests:
             observers.append(self.access_log)
         self.tracing = Tracing(settings, self.pool, scheduler, clock) if settings.trace.path else None
@@ -149,6 +158,7 @@ class Core:
             lambda: self.pool.ready and not front.draining,
             lambda member: self.scraper.learn([member]),
             self.scheduler.learned,
+            self.cache_report,
         )
         await self.discovery.start()
         await self.scraper.learn(self.pool.members.values())
@@ -166,6 +176,7 @@ class Core:
                     self.scraper.run(),
                     self.discovery.run(),
                     self.kv_events.run(),
+                    self.cache_truth.run(),
                     front.run(),
                     self.access_log.run(),
                     self._watch(),

@@ -64,8 +64,8 @@ def build(
     found = []
     for rng in dice:
         pool, index = Pool(events.clock), PrefixIndex()
-        follow(index, pool, fixed_block_tokens=prefix_block_tokens)
         precise = PreciseIndex() if wires else None
+        follow(index, pool, fixed_block_tokens=prefix_block_tokens, precise=precise)
         if wires and precise:
             wires.follow(pool, precise)
         scheduler = build_scheduler(policy.load(), Services(index, events.clock, rng, precise))
