@@ -39,8 +39,8 @@ class KvEvents(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     loss: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """Share of the messages that do not arrive."""
     replay: bool = True
-    """Whether lost messages can be had again, once the next one has shown the gap. Else all that is known
-    of the server is forgotten.
+    """Whether lost messages can be had again, once the next one has shown the gap. Else the server
+    is known in part from then on.
     """
 
 
