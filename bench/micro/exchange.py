@@ -101,12 +101,12 @@ async def main() -> None:
     application.pool.apply("bench", [t for e in settings.endpoints for t in targets_of(e)])
     for name in application.pool.members:
         application.pool.learn_models(name, [{"id": "m"}])
-        connections = application.gateway.plane.connections(name)
+        connections = application.front.plane.connections(name)
         assert connections
         upstream = UpstreamConnection(connections)
         upstream.connection_made(cast(Any, FakeTransport()))
         connections.keep(upstream)
-    client = ClientConnection(application.gateway)
+    client = ClientConnection(application.front)
     client.connection_made(cast(Any, FakeTransport()))
     response = RESPONSE % (len(ANSWER), ANSWER)
     rng = random.Random(1)
@@ -120,7 +120,7 @@ async def main() -> None:
 
         def one(data: bytes, client: ClientConnection = client) -> None:
             client.data_received(data)
-            application.gateway.answer_arrived()
+            application.front.answer_arrived()
             cast(Any, client.exchange)._upstream.data_received(response)
 
         for _ in range(3):
