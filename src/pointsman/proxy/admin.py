@@ -1,4 +1,4 @@
-"""The admin port: health, metrics, endpoints, decisions. JSON, except for /metrics."""
+"""The admin port: health, metrics, endpoints, caches, decisions. JSON, except for /metrics."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from pointsman.errors import (
 from pointsman.observability.decisions import DecisionRing
 from pointsman.observability.telemetry import Telemetry
 from pointsman.predictor.learned import Learned
+from pointsman.proxy.cache_truth.report import CacheReport
 from pointsman.proxy.head import RequestHead
 from pointsman.proxy.server import ClientConnection, listen
 from pointsman.types import Clock, Endpoint
@@ -48,6 +49,7 @@ class Admin:
         ready: Callable[[], bool],
         learn: Callable[[Member], Awaitable[None]],
         learned: Callable[[Sequence[Endpoint]], Mapping[str, Learned]],
+        cache: CacheReport,
     ) -> None:
         self.settings = Server()  # the limits of a port for clients will do
         self.clock = clock
@@ -61,6 +63,7 @@ class Admin:
         self._ready = ready
         self._learn = learn
         self._learned = learned
+        self._cache = cache
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -136,14 +139,20 @@ class Admin:
                 return 200, self._describe(self._member(name))
             case ("DELETE", "endpoints", name):
                 return 200, self._remove(name)
+            case ("GET", "cache"):
+                return 200, self._cache.page()
             case ("GET", "decisions"):
                 return 200, {"decisions": self._recent(query)}
             case ("GET", "settings"):
                 return 200, redacted(self._all)
-            case (_, ("healthz" | "readyz" | "endpoints" | "decisions" | "settings" | "metrics"), *_):
+            case (
+                _,
+                ("healthz" | "readyz" | "endpoints" | "cache" | "decisions" | "settings" | "metrics"),
+                *_,
+            ):
                 raise MethodNotAllowed(f"{method} {head.path} is not something this API does.")
         raise PathNotFound(
-            "The admin API has /healthz, /readyz, /metrics, /endpoints, /decisions and /settings."
+            "The admin API has /healthz, /readyz, /metrics, /endpoints, /cache, /decisions and /settings."
         )
 
     def _recent(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
@@ -211,6 +220,7 @@ class Admin:
                 "prefix_caching": metrics.prefix_caching,
                 "loras_active": sorted(metrics.loras_active),
             },
+            "cache": self._cache.line(endpoint.name),
             "cost": self._cost(member),
             "learned": _rounded(self._learned([endpoint]).get(endpoint.name)),
         }

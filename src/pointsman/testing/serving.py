@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from pointsman.config import Settings, convert
 from pointsman.proxy.application import Application
 from pointsman.testing.client import RawClient, Response, message
 from pointsman.testing.upstream import FakeUpstream
+from pointsman.types import Clock
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "server": {"host": "127.0.0.1", "port": 0, "drain_s": 1.0},
@@ -34,10 +36,11 @@ def settings(*endpoints: FakeUpstream | str | Mapping[str, Any], **sections: Map
 async def serving(
     *endpoints: FakeUpstream | str | Mapping[str, Any],
     out: io.StringIO | None = None,
+    clock: Clock = time.monotonic,
     **sections: Mapping[str, Any],
 ) -> AsyncIterator[Application]:
     """The gateway, listening until the block ends; ``out`` gets its request log."""
-    application = Application(settings(*endpoints, **sections), out=out or io.StringIO())
+    application = Application(settings(*endpoints, **sections), clock, out or io.StringIO())
     failed: BaseException | None = None
     async with application.running():
         try:
