@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from pointsman.api import replies
 from pointsman.api.usage import openai_usage
@@ -17,6 +18,16 @@ from pointsman.types import InferenceRequest, Usage
 
 Parse = Callable[[str, str, Mapping[str, str], bytes], InferenceRequest]
 """(request id, path, lower-cased headers, body) to a request; raises ``BadRequest`` and nothing else."""
+
+
+class Counting(Protocol):
+    """Token counts out of a response as it comes, where its end alone does not tell."""
+
+    def feed(self, data: bytes) -> None:
+        """Its next bytes, cut anywhere."""
+
+    def usage(self) -> Usage:
+        """As far as it has come; never raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +41,8 @@ class Format:
     parse: Parse
     usage: Callable[[bytes], Usage] = openai_usage
     """Token counts out of the last bytes (16 KiB are enough) of a response, JSON or SSE; never raises."""
+    counting: Callable[[], Counting] | None = None
+    """Instead of ``usage``, for responses that are not text."""
     error_body: Callable[[PointsmanError], bytes] = replies.openai_error
     stream_error: Callable[[PointsmanError], bytes] = replies.openai_stream_error
     """The SSE event that tells a client in mid-stream that no more will come."""

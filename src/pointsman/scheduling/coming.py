@@ -53,7 +53,6 @@ _AREAS: Mapping[str, tuple[str, ...]] = {
     "GPU telemetry": ("dcgm-data-source", "dcgm-extractor"),
     "the Envoy picker": (
         "request-attribute-reporter",
-        "vllmgrpc-parser",
         "vertexai-parser",
         "header-based-testing-filter",
         "destination-endpoint-served-verifier",

@@ -34,6 +34,13 @@ class VLLMParser(Parser):
     formats: ClassVar[tuple[str, ...]] = ("vllm", "openai")
 
 
+@register("vllmgrpc-parser")
+class VLLMGrpcParser(Parser):
+    """vLLM's gRPC API: Generate and Embed are read; what tells of the engine goes to any endpoint."""
+
+    formats: ClassVar[tuple[str, ...]] = ("vllmgrpc",)
+
+
 @register("sglanghttp-parser")
 class SGLangParser(Parser):
     """SGLang's /generate."""

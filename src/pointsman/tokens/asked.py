@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from pointsman.api import vllm_grpc
 from pointsman.api.prompts import ABSENT
 from pointsman.api.token_ids import prompt_ids, rendered
 from pointsman.tokens.conversation import NotText
@@ -134,9 +135,18 @@ def _sglang(body: bytes) -> Asked:
     return prompt_ids(given.input_ids) or Texts(_texts(given.text))
 
 
+def _vllm_grpc(body: bytes) -> Asked:
+    found = vllm_grpc.tokenized(body)
+    if found is None:
+        raise NotText("media")
+    return Texts((found,)) if isinstance(found, str) else (found,)
+
+
 _READERS: Mapping[str, Callable[[bytes], Asked]] = {
     "/chat/completions": _chat,
     "/completions": _completion,
     "/inference/v1/generate": _vllm,
     "/generate": _sglang,
+    vllm_grpc.GENERATE: _vllm_grpc,
+    vllm_grpc.EMBED: _vllm_grpc,
 }
