@@ -157,9 +157,10 @@ class TestSums:
         assert world.cache.events.total.requests == 1
 
     def test_an_endpoint_that_has_left_is_forgotten(self, world: World) -> None:
-        world.ask(96, 96)
+        world.ask(0, 900, sent=900, times=RECENT)
+        assert world.precise.suspended == {0}
         world.pool.remove(NAME)
-        assert world.truth.endpoints == {}
+        assert (world.truth.endpoints, world.precise.suspended) == ({}, frozenset())
         world.truth.check()
 
     @given(
@@ -274,7 +275,7 @@ class TestTrust:
     def test_requests_on_their_way_when_they_are_set_aside_do_nothing_more(self, world: World) -> None:
         self.lie(world)
         again_s = world.cache.trust.again_s
-        world.precise.suspend(0, False)  # decided before
+        world.precise.resume(0)  # decided before
         world.now_s += 1
         world.ask(0, 900, sent=900, times=2 * RECENT)
         assert (world.cache.trust.times, world.cache.trust.again_s) == (1, again_s)

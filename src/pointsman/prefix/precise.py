@@ -42,7 +42,7 @@ _EXPECTED_SHARE = 16
 class _Source:
     """An endpoint that events may come from."""
 
-    __slots__ = ("block_tokens", "emptied", "fed", "groups", "suspended", "whole")
+    __slots__ = ("block_tokens", "emptied", "fed", "groups", "whole")
 
     def __init__(self) -> None:
         self.fed = False
@@ -54,8 +54,6 @@ class _Source:
         """KV cache groups that count."""
         self.emptied = 0
         """Times that what was known of it was thrown away."""
-        self.suspended = False
-        """It is not spoken for, whatever is known."""
 
 
 class PreciseIndex:
@@ -82,6 +80,8 @@ class PreciseIndex:
         """Those of them that may hold more than they have told."""
         self.slots: frozenset[int] = frozenset()
         """Endpoints that events have come from."""
+        self.suspended: frozenset[int] = frozenset()
+        """Those that are not spoken for, whatever is known."""
         self._capacities: dict[int, int] = {}
         """Blocks that endpoints can hold."""
         self._by_size: dict[int, int] = {}
@@ -119,12 +119,14 @@ class PreciseIndex:
 
     # -- whether it is believed
 
-    def suspend(self, slot: int, suspended: bool = True) -> None:
-        """Do not speak for this endpoint (or do so again). What it tells is taken note of all the same."""
-        source = self._sources.get(slot)
-        if source is not None and source.suspended != suspended:
-            source.suspended = suspended
-            self._regroup()
+    def suspend(self, slot: int) -> None:
+        """Do not speak for this endpoint until ``resume``. What it tells is taken note of all the same."""
+        self.suspended |= {slot}
+        self._regroup()
+
+    def resume(self, slot: int) -> None:
+        self.suspended -= {slot}
+        self._regroup()
 
     # -- what the pool tells
 
@@ -244,7 +246,7 @@ class PreciseIndex:
         self._blocks.store(slot, event.medium, [h for h, _ in found], [key for _, key in found])
 
     def _regroup(self) -> None:
-        fed = {slot: s for slot, s in self._sources.items() if s.fed and not s.suspended}
+        fed = {slot: s for slot, s in self._sources.items() if s.fed and slot not in self.suspended}
         self.slots = frozenset(fed)
         self.partial = frozenset(slot for slot, source in fed.items() if not source.whole)
         self._by_size = {}

@@ -121,11 +121,6 @@ class Record:
         return len(self._last)
 
     @property
-    def full(self) -> bool:
-        """There are enough of them to act upon."""
-        return len(self._last) == RECENT
-
-    @property
     def predicted_tokens(self) -> int:
         return self._predicted
 

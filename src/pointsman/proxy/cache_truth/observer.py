@@ -44,6 +44,7 @@ class CacheTruth:
             self.endpoints[endpoint.name] = CacheOf(endpoint)
         elif event == "left":
             del self.endpoints[endpoint.name]
+            self._precise.resume(endpoint.slot)
         elif event == "restarted":
             self.endpoints[endpoint.name].forget()
 
@@ -98,7 +99,7 @@ class CacheTruth:
         if why:
             cache.trust.resume(now_s)
             cache.events.forget()
-            self._precise.suspend(cache.slot, False)
+            self._precise.resume(cache.slot)
             log.info("KV events of %s are gone by again: %s", cache.name, why)
 
     def _mark(self, cache: CacheOf) -> tuple[int, ...]:
