@@ -138,6 +138,10 @@ class Upstream(_Section):
     retry_statuses: Annotated[
         tuple[int, ...], _says("answers that try another endpoint; the last one goes to the client")
     ] = (429, 502, 503, 504)
+    ask_usage: Annotated[
+        bool,
+        _says("ask for the usage of streams whose client did not, and take it out of the answer again"),
+    ] = False
     sse_comment_s: Annotated[
         Seconds, _says("send an SSE comment this often until a stream's first byte; 0: never")
     ] = 0.0

@@ -19,6 +19,7 @@ from pointsman.proxy.plane import Plane
 from pointsman.proxy.rewrite import early_head, forwarded_head, relayed_head
 from pointsman.proxy.server import ClientConnection
 from pointsman.proxy.upstream import ResponseHead, UpstreamConnection
+from pointsman.proxy.usage_filter import UsageFilter, asking
 from pointsman.router import Flight
 from pointsman.types import Ending, Outcome, Usage
 
@@ -61,6 +62,9 @@ class Exchange:
     """The body of a response that came in one piece, behind four bytes of its head."""
     _refusal: tuple[ResponseHead, bytes, bytes] | None = None
     """The last refusal (head and body), for the client when nobody does better."""
+    _asked = False
+    """The endpoint is asked for usage and the client did not."""
+    _usage_filter: UsageFilter | None = None
     _early = False
     """We have begun a response ourselves, to keep a waiting stream alive."""
     _started = False
@@ -107,9 +111,12 @@ class Exchange:
         self._upstream = connection
         self._sends += 1
         request, head = self.request, self.request_head
+        if self._plane.settings.upstream.ask_usage and not head.http10:
+            request = asking(request)
+            self._asked = request is not self.request
         connection.send(
             self,
-            forwarded_head(head, request, self._client, connection.connections),
+            forwarded_head(head, request, self._client, connection.connections, uncompressed=self._asked),
             request.body,
             without_body=head.method == b"HEAD",
         )
@@ -130,6 +137,14 @@ class Exchange:
             self._write = self._hold
             return
         self._begin(head, raw)
+        if self._asked and status == 200 and head.streams:
+            self._filter_usage(head, raw)
+
+    def _filter_usage(self, head: ResponseHead, raw: bytes) -> None:
+        """Take the usage that we asked for out again; not where the endpoint compresses all the same."""
+        if not head.has_length and b"\r\ncontent-encoding:" not in raw.lower():
+            self._usage_filter = UsageFilter(self._write, chunked=head.chunked)
+            self._write = self._usage_filter.write
 
     def _begin(self, head: ResponseHead, raw: bytes) -> None:
         """This is the response the client gets."""
@@ -187,7 +202,7 @@ class Exchange:
         now = self._plane.clock()
         self._ttft_s = now - self._started_at
         self.flight.first_output(now)
-        if self._plain:
+        if self._plain and not self._asked:
             self._write(head + data)
         else:
             if head:
@@ -247,6 +262,8 @@ class Exchange:
     def _complete(self) -> None:
         if self._head is not None:
             self._first_bytes(b"")
+        if self._usage_filter:
+            self._usage_filter.flush()
         if self._early and not self._plain:  # an error that comes when the stream has been begun
             ours = api.find(self.request_head.path).stream_error(UpstreamFailed(""))
             name, _, _ = ours.partition(b"data: ")  # where the API names its error events

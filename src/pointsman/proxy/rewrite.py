@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pointsman.proxy.head import RequestHead
 from pointsman.proxy.server import ClientConnection
 from pointsman.proxy.upstream import Connections, ResponseHead
@@ -9,25 +11,38 @@ from pointsman.types import Decision, InferenceRequest
 
 _DROPPED = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"x-request-id"))
 _WITH_BODY = (b"POST", b"PUT", b"PATCH")
+_IDENTITY = b"accept-encoding: identity"
 _DROPPED_FOR_HTTP10 = _DROPPED | {b"transfer-encoding"}
 
 
 def forwarded_head(
-    head: RequestHead, request: InferenceRequest, client: ClientConnection, connections: Connections
+    head: RequestHead,
+    request: InferenceRequest,
+    client: ClientConnection,
+    connections: Connections,
+    *,
+    uncompressed: bool = False,
 ) -> bytes:
-    """The request head for the endpoint: the client's lines, under our own host, id and length."""
-    repeats = head.forwarded.get(connections.target.name)
+    """The request head for the endpoint: the client's lines, under our own host, id and length.
+    ``uncompressed``: so the answer shall be, since we are to read it.
+    """
+    name = connections.target.name + " identity" * uncompressed
+    repeats = head.forwarded.get(name)
     if repeats is None:
-        repeats = head.forwarded[connections.target.name] = _repeating(head, client, connections)
+        lines = head.lines
+        if uncompressed:
+            lines = [*(line for line in lines if _name(line) != b"accept-encoding"), _IDENTITY]
+        repeats = head.forwarded[name] = _repeating(head, lines, client, connections)
     request_id = request.id.encode("latin-1")
     if request.body or head.method in _WITH_BODY:
         return b"%b%b\r\ncontent-length: %d\r\n\r\n" % (repeats, request_id, len(request.body))
     return b"%b%b\r\n\r\n" % (repeats, request_id)
 
 
-def _repeating(head: RequestHead, client: ClientConnection, connections: Connections) -> bytes:
+def _repeating(
+    head: RequestHead, lines: Sequence[bytes], client: ClientConnection, connections: Connections
+) -> bytes:
     """Everything up to the request id: the same for every request with this head."""
-    lines = head.lines
     if connections.overrides:
         lines = [line for line in lines if _name(line) not in connections.overrides]
     headers = head.headers
