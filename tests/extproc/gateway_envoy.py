@@ -77,6 +77,7 @@ def listener(
         "grpc_service": _grpc("picker"),
         "buffer_flush_interval": "0.02s",
     }
+    status = ["grpc-status"]
     manager = _any(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=name,
@@ -89,7 +90,12 @@ def listener(
         access_log=[
             {
                 "name": "als",
-                "typed_config": _any("access_loggers.grpc.v3.HttpGrpcAccessLogConfig", common_config=log),
+                "typed_config": _any(
+                    "access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+                    common_config=log,
+                    additional_response_headers_to_log=status,
+                    additional_response_trailers_to_log=status,
+                ),
             }
         ],
     )
@@ -132,18 +138,20 @@ def bootstrap(socket: Path, listeners: Sequence[dict[str, Any]], ports: Sequence
         },
     )
     listed = [{"socket_address": {"address": "127.0.0.1", "port_value": port}} for port in ports]
+    h2c = {"typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": h2}}
+    by_header: dict[str, Any] = {
+        "type": "ORIGINAL_DST",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "original_dst_lb_config": {"use_http_header": True, "http_header_name": DESTINATION},
+    }
     clusters = [
         _cluster(
             "picker",
-            typed_extension_protocol_options={"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": h2},
+            **h2c,
             load_assignment=_endpoints("picker", [{"pipe": {"path": str(socket)}}]),
         ),
-        _cluster(
-            "original_dst",
-            type="ORIGINAL_DST",
-            lb_policy="CLUSTER_PROVIDED",
-            original_dst_lb_config={"use_http_header": True, "http_header_name": DESTINATION},
-        ),
+        _cluster("original_dst", **by_header),
+        _cluster("original_dst_h2c", **by_header, **h2c),
         _cluster(
             "listed",
             load_assignment=_endpoints("listed", listed),

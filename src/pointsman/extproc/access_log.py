@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from pointsman.extproc.envoy_clusters import LB_METADATA
 from pointsman.extproc.grpc import Service, Stream
+from pointsman.extproc.grpc_status import http_status
 from pointsman.extproc.headers import FLIGHT
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     flight: str = ""
     """The picker's own name for it; empty where it gave none."""
     status: int = 0
-    """0: the client had left before any."""
+    """0: the client had left before any. Of a gRPC answer, what its trailers say, where they are logged."""
     upstream: str = ""
     """``address:port`` of the endpoint that answered, or was tried last; empty without any."""
     tries: int = 0
@@ -123,7 +124,9 @@ def completion(entry: HTTPAccessLogEntry) -> Completion:
     return Completion(
         request_id=request.request_id,
         flight=_flight(common.metadata.filter_metadata) if common.HasField("metadata") else "",
-        status=response.response_code.value,
+        status=http_status(
+            http_status(response.response_code.value, response.response_headers), response.response_trailers
+        ),
         upstream=f"{host}:{upstream.port_value}" if host else "",
         tries=common.upstream_request_attempt_count,
         fault=next((name for name in FAULTS if getattr(flags, name)), ""),

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from envoy.config.core.v3.base_pb2 import HeaderValue
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.message import DecodeError
 
@@ -58,6 +59,9 @@ class Body(NamedTuple):
 class Trailers(NamedTuple):
     """The last of a request or response."""
 
+    fields: Mapping[str, str] = {}
+    """Of a response."""
+
 
 class Message(NamedTuple):
     """What has come: one of them, of the request or of the response."""
@@ -68,7 +72,6 @@ class Message(NamedTuple):
     trailers: Trailers | None = None
 
 
-TRAILERS = Trailers()
 _REQUEST_BODY, _RESPONSE_BODY = 0x22, 0x2A
 """First bytes of a message that begins with field 4 or 5."""
 
@@ -92,8 +95,11 @@ def read(data: bytes) -> Message:
             http = getattr(message, kind)
             body = Body(http.SerializeToString(), http.body, http.end_of_stream)
             return Message(kind == "request_body", body=body)
-        case "request_trailers" | "response_trailers":
-            return Message(kind == "request_trailers", trailers=TRAILERS)
+        case "request_trailers":
+            return Message(True, trailers=Trailers())
+        case "response_trailers":
+            fields = _headers(message.response_trailers.trailers.headers)
+            return Message(False, trailers=Trailers(fields))
     raise Malformed("it holds neither headers, body nor trailers")
 
 
@@ -132,17 +138,22 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _head(message: pb.ProcessingRequest, http: pb.HttpHeaders) -> Head:
-    headers: dict[str, str] = {}
-    for header in http.headers.headers:
-        name = header.key.lower()
-        value = header.raw_value.decode("latin-1") or header.value
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    headers = _headers(http.headers.headers)
     request_mode = response_mode = None
     if message.HasField("protocol_config"):
         request_mode = message.protocol_config.request_body_mode
         response_mode = message.protocol_config.response_body_mode
     subset, served = _metadata(message) if message.HasField("metadata_context") else (None, "")
     return Head(headers, http.end_of_stream, subset, served, request_mode, response_mode)
+
+
+def _headers(fields: Iterable[HeaderValue]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for field in fields:
+        name = field.key.lower()
+        value = field.raw_value.decode("latin-1") or field.value
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
 
 
 def _metadata(message: pb.ProcessingRequest) -> tuple[frozenset[str] | None, str]:
@@ -313,12 +324,16 @@ REQUEST_BODY_END = _piece(True, _END)
 """An empty last piece."""
 
 
-def immediate(status: int, body: str, set_headers: Iterable[tuple[str, str]] = ()) -> bytes:
-    """The client gets this answer, and the request ends here."""
+def immediate(
+    status: int, body: str, set_headers: Iterable[tuple[str, str]] = (), grpc_code: int | None = None
+) -> bytes:
+    """The client gets this answer, and the request ends here; ``grpc_code``: a client of gRPC."""
     message = pb.ProcessingResponse()
     answer = message.immediate_response
     answer.status.code = status
     answer.body = body.encode()
+    if grpc_code is not None:
+        answer.grpc_status.status = grpc_code
     for name, value in set_headers:
         header = answer.headers.set_headers.add().header
         header.key, header.raw_value = name, value.encode("latin-1")

@@ -20,6 +20,7 @@ from pointsman.extproc import messages
 from pointsman.extproc.completions import Completions, follow
 from pointsman.extproc.destinations import Destinations
 from pointsman.extproc.grpc import INVALID_ARGUMENT, Stream
+from pointsman.extproc.grpc_status import is_grpc
 from pointsman.extproc.headers import host_of, path_of, stripped
 from pointsman.extproc.messages import (
     BUFFERED,
@@ -30,6 +31,7 @@ from pointsman.extproc.messages import (
     Chosen,
     Head,
     Malformed,
+    Trailers,
 )
 from pointsman.extproc.refusals import refusal
 from pointsman.extproc.reply import ModelNames, Reply
@@ -167,7 +169,7 @@ class Process:
         if self._over:
             return
         try:
-            of_request, head, body, _ = messages.read(data)
+            of_request, head, body, trailers = messages.read(data)
         except Malformed as exc:
             self.cancelled()
             self._stream.finish(INVALID_ARGUMENT, f"not a ProcessingRequest: {exc}")
@@ -184,8 +186,8 @@ class Process:
                 self._response_head(head)
         elif of_request:
             self._request_trailers()
-        else:
-            self._response_trailers()
+        elif trailers is not None:
+            self._response_trailers(trailers)
 
     def half_closed(self) -> None:
         """The gateway is done with this request, or with telling us of it."""
@@ -400,7 +402,7 @@ class Process:
     def _refuse(self, head: Head, error: PointsmanError) -> None:
         processor = self._processor
         self._over, self._parts, self._head = True, [], None
-        self._stream.send(refusal(error))
+        self._stream.send(refusal(error, grpc=is_grpc(head.headers)))
         self._stream.finish()
         request_id, path = head.headers.get("x-request-id", ""), path_of(head.headers)
         outcome = Outcome(
@@ -421,7 +423,8 @@ class Process:
         reply = self._begin_reply(head)
         if flight is not None:
             follow(self._processor.router, self._processor.destinations, flight, head.served)
-            self._account(flight, reply.status)
+            if not reply.tells_later:
+                self._account(flight, reply.status)
         self._stream.send(reply.head(flight.decision if flight else None))
         if head.end:
             self._close_answered(reply)
@@ -464,9 +467,10 @@ class Process:
         if body.end:
             self._close_answered(reply)
 
-    def _response_trailers(self) -> None:
+    def _response_trailers(self, trailers: Trailers) -> None:
         reply = self._reply
         if reply is not None:
+            reply.trailers(trailers.fields)
             for answer in reply.rest():
                 self._stream.send(answer)
             self._close_answered(reply)
@@ -475,6 +479,8 @@ class Process:
     # -- the end
 
     def _close_answered(self, reply: Reply) -> None:
+        if reply.tells_later and self._flight is not None:
+            self._account(self._flight, reply.status)
         if reply.status < 400:
             self._close(Ending.OK, "")
         else:

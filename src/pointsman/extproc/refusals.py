@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pointsman.errors import PointsmanError
 from pointsman.extproc import messages
+from pointsman.extproc.grpc_status import code_of
 from pointsman.extproc.headers import DROPPED
 
 CODES = {
@@ -23,11 +24,12 @@ DROP_REASONS = {"saturated": "rejected-saturated", "no_endpoints": "rejected-no-
 """llm-d's, by our own."""
 
 
-def refusal(error: PointsmanError) -> bytes:
-    """The ImmediateResponse for this error."""
+def refusal(error: PointsmanError, *, grpc: bool = False) -> bytes:
+    """The ImmediateResponse for this error; ``grpc``: the request is gRPC."""
     message = error.message
     if error.status == 400 and error.param == "model":
         message = f"model not found in request body: {message}"
     text = f"inference error: {CODES.get(error.status, 'Internal')} - {message}"
     dropped = DROP_REASONS.get(error.reason) if error.status in (429, 503) else None
-    return messages.immediate(error.status, text, ((DROPPED, dropped),) if dropped else ())
+    code = code_of(error.status) if grpc else None
+    return messages.immediate(error.status, text, ((DROPPED, dropped),) if dropped else (), code)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from pointsman import api
 from pointsman.extproc import messages
+from pointsman.extproc.grpc_status import http_status, is_grpc
 from pointsman.extproc.headers import SEEN
 from pointsman.extproc.messages import FULL_DUPLEX, Body, Head
 from pointsman.proxy.exchange import MAX_ID_AT, NO_USAGE, TAIL_BYTES, TAIL_READS
@@ -37,19 +38,36 @@ class ModelNames:
 class Reply:
     """From the response's headers to its end. ``request`` is None for one that had no body."""
 
-    __slots__ = ("_held", "_mode", "_names", "_seen", "_tail", "body_bytes", "chunks", "request", "status")
+    __slots__ = (
+        "_counting",
+        "_held",
+        "_mode",
+        "_names",
+        "_seen",
+        "_tail",
+        "body_bytes",
+        "chunks",
+        "request",
+        "status",
+        "tells_later",
+    )
 
     def __init__(
         self, request: InferenceRequest | None, head: Head, mode: int, names: ModelNames | None
     ) -> None:
         self.request = request
         status = head.headers.get(":status", "")
-        self.status = int(status) if status.isdecimal() else 0
+        self.status = http_status(int(status) if status.isdecimal() else 0, head.headers)
+        """Of a gRPC answer, what its trailers say in HTTP's words."""
+        self.tells_later = not head.end and is_grpc(head.headers)
+        """How it went is in its trailers."""
         self.body_bytes = 0
         self.chunks = 0
         self._mode = mode
         self._names = names
         self._tail: deque[bytes] = deque(maxlen=TAIL_READS)
+        counting = api.find(request.path).counting if request is not None else None
+        self._counting = counting() if counting is not None else None
         streams = request is None or request.stream
         streams = streams or "text/event-stream" in head.headers.get("content-type", "")
         self._held: list[bytes] | None = None if streams or mode != FULL_DUPLEX else []
@@ -70,7 +88,10 @@ class Reply:
         if data:
             self.body_bytes += len(data)
             self.chunks += 1
-            self._tail.append(data)
+            if self._counting is None:
+                self._tail.append(data)
+            else:
+                self._counting.feed(data)
         if self._held is None:
             return self._passed(body)
         self._held.append(data)
@@ -90,6 +111,10 @@ class Reply:
 
     def _names_back(self, data: bytes) -> bytes:
         return data if self._names is None else self._names.back(data)
+
+    def trailers(self, fields: Mapping[str, str]) -> None:
+        """These end the response."""
+        self.status = http_status(self.status, fields)
 
     def rest(self) -> Iterable[bytes]:
         """What is still held, when trailers end the response."""
@@ -112,4 +137,6 @@ class Reply:
         """Token counts as the engine reported them."""
         if self.request is None or self.status != 200:
             return NO_USAGE
+        if self._counting is not None:
+            return self._counting.usage()
         return api.find(self.request.path).usage(b"".join(self._tail)[-TAIL_BYTES:])

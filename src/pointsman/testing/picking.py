@@ -205,9 +205,12 @@ class Gateway:
         message.response_body.body, message.response_body.end_of_stream = data, end
         return self.tell(message)
 
-    def response_trailers(self) -> list[pb.ProcessingResponse]:
+    def response_trailers(self, **trailers: str) -> list[pb.ProcessingResponse]:
         message = pb.ProcessingRequest()
         message.response_trailers.SetInParent()
+        for name, value in trailers.items():
+            field = message.response_trailers.trailers.headers.add()
+            field.key, field.raw_value = name.replace("_", "-"), value.encode("latin-1")
         return self.tell(message)
 
 
