@@ -66,6 +66,13 @@ def test_llm_d_s_flags_are_settings_of_ours() -> None:
     assert (picker.tls, picker.tls_directory, picker.tls_reload) == (False, "/certs", True)
     assert (picker.scores, picker.subsets, picker.message_bytes) == (True, False, 1000)
     assert (settings.server.drain_s, settings.metrics.interval_s) == (90.0, 0.05)
+    assert settings.metrics.idle_interval_s == 0.05
+
+
+def test_idle_endpoints_are_read_seldom_unless_llm_d_s_flag_or_a_setting_says_otherwise() -> None:
+    assert told(URL).metrics.idle_interval_s == 5.0
+    metrics = told(URL, "--refresh-metrics-interval=50ms", "--set", "metrics.idle_interval_s=2").metrics
+    assert (metrics.interval_s, metrics.idle_interval_s) == (0.05, 2.0)
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,13 @@ SETTINGS = {
     "emit-endpoint-scores": ("picker.scores", "flag"),
     "disable-endpoint-subset-filter": ("picker.subsets", "not"),
     "drain-timeout": ("server.drain_s", "duration"),
-    "refresh-metrics-interval": ("metrics.interval_s", "duration"),
+    "refresh-metrics-interval": ("metrics.interval_s, metrics.idle_interval_s", "duration"),
 }
-"""llm-d's flags that are settings of ours, and how their values are written."""
+"""llm-d's flags that are settings of ours, and how their values are written.
+
+llm-d reads every endpoint's page that often; who asks for that may have other pickers, whose requests at
+endpoints that are idle for us only the page tells.
+"""
 
 KUBERNETES = ("pool-name", "pool-namespace", "pool-group", "endpoint-selector", "endpoint-target-ports")
 """Flags that say which pods of a cluster the endpoints are."""
@@ -145,7 +149,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
     for name, (key, kind) in SETTINGS.items():
         given = getattr(args, name.replace("-", "_"))
         if given is not None:
-            overrides.append(f"{key}={json.dumps(_value(name, kind, given))}")
+            value = json.dumps(_value(name, kind, given))
+            overrides += [f"{one}={value}" for one in key.split(", ")]
     if args.host is not None:
         overrides.append(f"picker.host={json.dumps(args.host)}")
     if args.port is not None:
