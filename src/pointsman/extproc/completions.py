@@ -65,6 +65,10 @@ class Completions:
         """By endpoint: what is compared with our own count as soon as the log has had its time."""
         self._without_line = 0
         """Requests that pages told the end of, since a line came."""
+        self._probes: dict[str, float] = {}
+        """Requests that are to show whether an endpoint is back, and since when we have seen no more of
+        them.
+        """
         self._count = 0
         pool.listen(self._on_pool)
 
@@ -80,6 +84,8 @@ class Completions:
         """Nothing more will be seen of this request."""
         if self._without_line >= NO_LOG:
             self._pool.abandoned(flight.decision.chosen)  # its answer would prove the endpoint; nobody tells
+        elif self._pool.troubled and self._probes_endpoint(flight):
+            self._probes[name] = self._clock()
         self._flying[name] = Unseen(flight, started_s)
         self._names.setdefault(flight.request.id, []).append(name)
 
@@ -136,6 +142,7 @@ class Completions:
                 break
             self._pool.abandoned(unseen.flight.decision.chosen)
             self._end(name, Ending.OK, "unseen_timeout")
+        self._give_up_probes(now_s)
         delay_s = LOG_DELAY_S if self._without_line < NO_LOG else 0.0
         for endpoint, names in self._by_endpoint().items():
             page = self._page(endpoint)
@@ -147,6 +154,22 @@ class Completions:
                     self._without_line += 1
                     self._pool.answered(flying[name].flight.decision.chosen)
                     self._end(name, Ending.OK, "unseen")
+
+    def _probes_endpoint(self, flight: Flight) -> bool:
+        member = self._pool.members.get(flight.decision.chosen.name)
+        return member is not None and member.breaker.probing
+
+    def _give_up_probes(self, now_s: float) -> None:
+        """What nobody tells of soon shows nothing: a stream may last for minutes, a line may never come. The
+        endpoint gets another request.
+        """
+        for name, since_s in list(self._probes.items()):
+            unseen = self._flying.get(name)
+            if unseen is not None and now_s - since_s < LOG_DELAY_S:
+                continue
+            del self._probes[name]
+            if unseen is not None:
+                self._pool.abandoned(unseen.flight.decision.chosen)
 
     def _by_endpoint(self) -> dict[str, list[str]]:
         """Names of what is flying, the oldest first."""
