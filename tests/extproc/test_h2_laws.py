@@ -36,12 +36,17 @@ class Wire:
     """A transport that keeps what is written."""
 
     def __init__(self) -> None:
-        self.written = b""
-        self.writes = 0
+        self.pieces: list[bytes] = []
+        """As they were written."""
+
+    @property
+    def written(self) -> bytes:
+        return b"".join(self.pieces)
 
     def write(self, data: bytes) -> None:
-        self.written += data
-        self.writes += 1
+        self.pieces.append(data)
+
+    def get_extra_info(self, name: str) -> None: ...
 
     def is_reading(self) -> bool:
         return True
@@ -204,10 +209,52 @@ async def test_what_one_read_brings_is_answered_by_one_write() -> None:
     connection = h2.Connection(GrpcServer({ECHO: Calls()}))
     connection.connection_made(cast(asyncio.Transport, wire))
     connection.data_received(OPENING)
-    before = wire.writes
+    before = len(wire.pieces)
     sent = message(b"a") + message(b"b")
     connection.data_received(http2.headers(1) + http2.data(1, sent, END_STREAM) + http2.headers(3))
     await asyncio.sleep(0)
-    assert wire.writes == before + 1
+    assert len(wire.pieces) == before + 1
     assert by_stream(wire.written)[1][1] == (DATA, 0, sent)
+    connection.connection_lost(None)
+
+
+async def test_the_end_of_an_answer_is_written_with_its_last_bytes_in_pieces_that_a_socket_takes_whole() -> (
+    None
+):
+    wire = Wire()
+    connection = h2.Connection(GrpcServer({ECHO: Calls()}))
+    connection.connection_made(cast(asyncio.Transport, wire))
+    connection.data_received(OPENING + http2.settings(initial_window=1 << 20) + window(0, 1 << 24))
+    before = len(wire.pieces)
+    sent = message(b"x" * 33_000)
+    cuts = [sent[i : i + 16_384] for i in range(0, len(sent), 16_384)]
+    asked = b"".join(
+        http2.headers(stream)
+        + b"".join(http2.data(stream, cut, END_STREAM if cut is cuts[-1] else 0) for cut in cuts)
+        for stream in range(1, 41, 2)
+    )
+    connection.data_received(asked)
+    written = wire.pieces[before:]
+    assert len(written) > 5
+    assert max(map(len, written)) <= 106_432
+    ended = []
+    for piece in written:
+        found = list(frames(piece))
+        ended += [each.stream for each in found if each.kind == HEADERS and each.flags & END_STREAM]
+        assert found[-1].kind == HEADERS
+        assert found[-1].flags & END_STREAM
+    assert ended == list(range(1, 41, 2))
+    assert {len(by_stream(wire.written)[stream][1][2]) for stream in ended} == {len(sent)}
+    connection.connection_lost(None)
+
+
+async def test_data_waits_for_a_window_that_is_below_zero() -> None:
+    wire = Wire()
+    connection = h2.Connection(GrpcServer({ECHO: Calls()}))
+    connection.connection_made(cast(asyncio.Transport, wire))
+    connection.data_received(OPENING + http2.headers(1) + http2.data(1, message(b"one")))
+    connection.data_received(http2.data(1, message(b"two")) + http2.settings(initial_window=0))
+    assert by_stream(wire.written)[1][-1] == (DATA, 0, message(b"one"))
+    connection.data_received(http2.settings(initial_window=100))
+    assert by_stream(wire.written)[1][-1] == (DATA, 0, message(b"one") + message(b"two"))
     connection.connection_lost(None)

@@ -362,7 +362,7 @@ class Rpc:
         if self._over:
             return
         call = self._call
-        if self._stream.pending:  # the peer does not read: it will not read trailers, either
+        if self._stream.stuck():  # the peer does not read: it will not read trailers, either
             self._end()
             self._stream.reset(Code.CANCEL)
         else:
@@ -374,7 +374,9 @@ class Rpc:
         self._over = True
         self._call = None
         self._prefix = b""
-        self._drop_parts()
+        self._missing = 0
+        if self._parts:
+            self._drop_parts()
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None

@@ -8,6 +8,7 @@ flow control, and by not reading from a peer that does not read.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
@@ -136,6 +137,11 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
+        wire = transport.get_extra_info("socket")
+        if wire is not None and wire.family == socket.AF_UNIX:
+            self.transport.set_write_buffer_limits(
+                high=0
+            )  # what it does not take at once stays here, in pieces
         self.out = Outgoing(self.transport, self._limits.unsent_bytes, self._end)
         self._host.connections.add(self)
         limits = self._limits

@@ -27,10 +27,17 @@ Data is handled as it arrives and the windows are opened again at half, so a pee
 while we are behind; what is kept of it is bounded by those who keep it.
 """
 CONNECTION_WINDOW: Final = 64 << 20
-_WRITE_BYTES = 256 * 1024
-"""Written at once at most; and what may wait for a peer that does not read before we stop reading from it."""
+_WRITE_BYTES = 104_000
+"""Written at once at most, by and large: Linux takes a little more into a unix socket as one piece (half its
+default buffer), so a peer that has read some of it has it all. It ends where a stream's turn ends, so the end
+of a request that we give back is not read without the end of the stream that follows.
+"""
+_UNREAD_BYTES = 256 * 1024
+"""What may wait for a peer that does not read before we stop reading from it."""
 _TURN_BYTES = 64 * 1024
 """What one stream sends before it is the next one's turn."""
+_JOINED_BYTES = 1024
+"""What is no longer is cheaper to join with its prefix than to carry in two pieces."""
 
 
 class Receiver(Protocol):
@@ -46,7 +53,7 @@ class Receiver(Protocol):
         """The stream was reset, or the connection is gone."""
 
     def drained(self) -> None:
-        """Everything written has left for the transport."""
+        """Everything written has left for the transport, in a later turn of the event loop."""
 
 
 class Stream:
@@ -98,24 +105,9 @@ class Stream:
             self._out.send(frame(HEADERS, END_HEADERS, self.id, block))
 
     def write(self, prefix: bytes, payload: bytes) -> None:
-        """Send ``prefix`` and ``payload``, now or as the peer's windows open."""
-        if not self.open or self.finished:
-            return
-        size = len(prefix) + len(payload)
-        out = self._out
-        if (
-            size <= FRAME_BYTES
-            and size <= self.window
-            and size <= out.window
-            and not self.pending
-            and not out.stopped
-        ):
-            self.window -= size
-            out.window -= size
-            header = HEADER.pack(size >> 8, size & 0xFF, DATA, 0, self.id)
-            out.put(9 + size, header, prefix, payload)
-        else:
-            out.hold(self, prefix + payload)
+        """Send ``prefix`` and ``payload`` at the end of this turn, or as the peer's windows open."""
+        if self.open and not self.finished:
+            self._out.hold(self, prefix, payload)
 
     def finish(self, trailers: bytes) -> None:
         """End the answer with these trailers, after what is pending."""
@@ -124,6 +116,11 @@ class Stream:
             self.trailers = trailers
             if not self.pending:
                 self._out.trail(self)
+
+    def stuck(self) -> bool:
+        """Whether the peer does not take what has been written."""
+        self._out.pump()
+        return bool(self.pending)
 
     def reset(self, code: Code) -> None:
         """Give the stream up; its receiver is not told."""
@@ -180,29 +177,24 @@ class Outgoing:
 
     def send(self, data: bytes) -> None:
         """Write a frame with all others of this turn of the event loop."""
-        self.put(len(data), data)
-
-    def put(self, size: int, *parts: bytes | memoryview) -> None:
-        """Write a frame in parts, of ``size`` bytes together."""
-        self._parts += parts
-        self._bytes += size
-        if self._bytes > _WRITE_BYTES:
+        self._parts.append(data)
+        self._bytes += len(data)
+        if self._bytes > _UNREAD_BYTES:
             self._write()
-            if self._bytes > _WRITE_BYTES and self._transport.is_reading():
+            if self._bytes and self._transport.is_reading():
                 self._transport.pause_reading()  # a peer that does not read its answers gets no further ones
-        else:
+        elif not self.held:
             self._flush_soon()
 
     def _flush_soon(self) -> None:
-        if not self.held and not self._soon:
+        if not self._soon and not self.held:
             self._soon = True
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Hand the transport all that it and the windows take now."""
         self._soon = False
-        if self._waiting:
-            self._pump()
+        self.pump()
         self._write()
 
     def _write(self) -> None:
@@ -210,57 +202,72 @@ class Outgoing:
             out, self._parts, self._bytes = self._parts, [], 0
             self._transport.write(b"".join(out))
 
-    def hold(self, stream: Stream, data: bytes) -> None:
-        """Send ``data`` as the windows allow."""
-        if self._unsent_bytes and self._unsent_bytes + len(data) > self._max_unsent_bytes:
+    def hold(self, stream: Stream, prefix: bytes, payload: bytes) -> None:
+        """Send them as the windows allow."""
+        size = len(prefix) + len(payload)
+        if self._unsent_bytes and self._unsent_bytes + size > self._max_unsent_bytes:
             receiver = stream.receiver
             self.reset(stream, Code.ENHANCE_YOUR_CALM)
             if receiver:
                 self._loop.call_soon(receiver.lost)  # not from within what it does just now
             return
-        stream.pending.append(data)
-        stream.pending_bytes += len(data)
-        self._unsent_bytes += len(data)
-        self.queue(stream)
-        self._flush_soon()
+        if size > _JOINED_BYTES:
+            stream.pending += (prefix, payload)
+        else:
+            stream.pending.append(prefix + payload)
+        stream.pending_bytes += size
+        self._unsent_bytes += size
+        if not stream.queued:
+            self.queue(stream)
+        if not self.held:
+            self._flush_soon()
 
     def queue(self, stream: Stream) -> None:
         if stream.pending and stream.window > 0 and not stream.queued:
             stream.queued = True
             self._waiting.append(stream)
 
-    def _pump(self) -> None:
-        """Send what waits, each stream in turn."""
+    def pump(self) -> None:
+        """Make frames of what waits, each stream in turn."""
         waiting = self._waiting
         while waiting and self.window > 0 and not self.stopped:
-            stream = waiting.popleft()
+            stream = waiting[0]
+            size = max(0, min(_TURN_BYTES, stream.pending_bytes, stream.window, self.window))
+            if self._bytes and self._bytes + size > _WRITE_BYTES:
+                self._write()
+                continue
+            waiting.popleft()
             stream.queued = False
             if not stream.open:
                 continue
-            self._send_pending(stream)
-            self.queue(stream)
-            if not stream.pending:
-                if stream.finished:
-                    self.trail(stream)
-                elif stream.receiver:
-                    stream.receiver.drained()
+            self._send_pending(stream, size)
+            if stream.pending:
+                self.queue(stream)
+            elif stream.finished:
+                self.trail(stream)
+            elif stream.receiver:
+                stream.receiver.drained()
 
-    def _send_pending(self, stream: Stream) -> None:
-        left = min(_TURN_BYTES, stream.window, self.window)
-        pending = stream.pending
-        while pending and left > 0:
-            piece = pending.popleft()
-            size = min(len(piece), left, FRAME_BYTES)
-            if size < len(piece):
-                view = memoryview(piece)
-                pending.appendleft(view[size:])
-                piece = view[:size]
-            left -= size
-            stream.window -= size
-            stream.pending_bytes -= size
-            self.window -= size
-            self._unsent_bytes -= size
-            self.put(9 + size, HEADER.pack(size >> 8, size & 0xFF, DATA, 0, stream.id), piece)
+    def _send_pending(self, stream: Stream, size: int) -> None:
+        """Frames of so many bytes. What was written in pieces goes out in as few frames as it fits."""
+        stream.window -= size
+        stream.pending_bytes -= size
+        self.window -= size
+        self._unsent_bytes -= size
+        parts, pending = self._parts, stream.pending
+        while size:
+            left = min(size, FRAME_BYTES)
+            size -= left
+            self._bytes += 9 + left
+            parts.append(HEADER.pack(left >> 8, left & 0xFF, DATA, 0, stream.id))
+            while left:
+                piece = pending.popleft()
+                if len(piece) > left:
+                    view = memoryview(piece)
+                    pending.appendleft(view[left:])
+                    piece = view[:left]
+                parts.append(piece)
+                left -= len(piece)
 
     def trail(self, stream: Stream) -> None:
         """Send a finished stream's trailers."""
