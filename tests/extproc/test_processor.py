@@ -33,11 +33,11 @@ def test_nothing_is_said_before_the_body_is_whole_and_then_headers_come_first() 
     assert call.head() == []
     assert call.body(BODY[:20], end=False) == []
     answers = call.body(BODY[20:])
-    assert kinds(answers) == ["request_headers", "request_body", "request_body"]
+    assert kinds(answers) == ["request_headers", "request_body"]
     assert destination(answers[0]) in HOSTS
     assert answers[0].request_headers.response.clear_route_cache
     assert headers_set(answers[0])["content-length"] == str(len(BODY))
-    assert bodies(answers) == [(BODY[:20], False), (BODY[20:], True)]
+    assert bodies(answers) == [(BODY, True)]
     assert call.finished is None
 
 
@@ -67,11 +67,11 @@ def test_a_body_in_odd_pieces_is_decided_as_the_whole_one() -> None:
     assert b"".join(data for data, _ in bodies(answers)) == BODY
 
 
-def test_an_empty_last_piece_is_passed_on_with_its_end() -> None:
+def test_an_empty_last_piece_ends_the_body() -> None:
     call = Stage().call()
     call.head()
     call.body(BODY, end=False)
-    assert bodies(call.body(b"")) == [(BODY, False), (b"", True)]
+    assert bodies(call.body(b"")) == [(BODY, True)]
 
 
 def test_a_body_without_any_byte_is_decided_on_as_one_nobody_can_read() -> None:
@@ -441,7 +441,7 @@ def test_a_decision_that_comes_later_is_answered_then() -> None:
     decide()
     answers = call.taken()
     assert destination(answers[0]) in HOSTS
-    assert bodies(answers) == [(BODY[:9], False), (BODY[9:], True)]
+    assert bodies(answers) == [(BODY, True)]
 
 
 def test_trailers_wait_for_the_decision_as_well() -> None:

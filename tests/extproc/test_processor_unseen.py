@@ -266,39 +266,3 @@ def test_a_probe_of_a_half_open_endpoint_is_not_waited_for_where_nobody_tells() 
     stage.now_s += 60
     assert sent(stage)[1] == HOSTS[0]
     assert stage.pool.members[HOSTS[0]].breaker.passes
-
-
-@pytest.mark.parametrize("why", ["responses pass us by", "the stream is cut by a gateway of no modes"])
-def test_a_probe_that_nobody_tells_of_is_waited_for_a_moment_only(why: str) -> None:
-    stage = one() if why == "responses pass us by" else Stage(HOSTS[:1])
-    stage.pool.unreachable(HOSTS[0])
-    stage.page(HOSTS[0])  # it is back
-    stage.now_s += 60
-    breaker = stage.pool.members[HOSTS[0]].breaker
-    assert breaker.passes
-    call = stage.call()
-    call.head(modes=None)
-    call.body(BODY)
-    call.process.cancelled()
-    assert not breaker.passes
-    stage.now_s += LOG_DELAY_S - 0.1
-    stage.completions.sweep()
-    assert not breaker.passes
-    stage.now_s += 0.1
-    stage.completions.sweep()
-    assert breaker.passes
-    assert len(stage.completions) == 1  # it may still be there
-
-
-def test_a_large_request_ends_in_the_same_few_bytes_as_the_stream() -> None:
-    """Else an endpoint may answer in between, and what the gateway then sends us of it is lost."""
-    stage = one()
-    call = stage.call()
-    call.head()
-    text = "x" * 5000
-    body = json.dumps({"model": "m", "prompt": text}).encode()
-    answers = [answer.request_body.response.body_mutation.streamed_response for answer in call.body(body)[1:]]
-    assert b"".join(answer.body for answer in answers) == body
-    assert [answer.end_of_stream for answer in answers] == [False, True]
-    assert answers[-1].body == b""
-    assert call.finished == 0

@@ -16,19 +16,22 @@ SEEN = ("x-went-into-resp-headers", "true")
 """Set on every response that has come through the picker."""
 
 DEFAULT_PATH = "/v1/completions"
-_PATHS = (":path", "x-original-path", "x-forwarded-path")
+_PATHS = ("x-original-path", "x-forwarded-path")
 _STRIPPED = tuple(sorted(name for name in map(bytes.decode, STEERING) if name != DESTINATION))
 """Never forwarded; the destination is overwritten by ours."""
+_STEERING = frozenset(_STRIPPED)
 
 
 def path_of(headers: Mapping[str, str]) -> str:
     """The path that tells how a body is to be read, without its query."""
-    path = next(filter(None, map(headers.get, _PATHS)), DEFAULT_PATH)
+    path = headers.get(":path") or next(filter(None, map(headers.get, _PATHS)), DEFAULT_PATH)
     return path.partition("?")[0]
 
 
 def stripped(headers: Mapping[str, str]) -> tuple[str, ...]:
     """Those of the request's headers that the endpoint must not see."""
+    if _STEERING.isdisjoint(headers):
+        return ()
     return tuple(name for name in _STRIPPED if name in headers)
 
 

@@ -24,7 +24,10 @@ MAX_CHUNK_BYTES = 62_000
 NONE, STREAMED, BUFFERED, BUFFERED_PARTIAL, FULL_DUPLEX = range(5)
 """How Envoy sends bodies (ProcessingMode.BodySendMode)."""
 
-Buffer = bytes | memoryview
+REQUEST_HEADERS, RESPONSE_HEADERS, REQUEST_BODY, RESPONSE_BODY, REQUEST_TRAILERS, RESPONSE_TRAILERS = range(
+    2, 8
+)
+"""What a message holds, by the number of its field."""
 
 
 class Malformed(ValueError):
@@ -32,7 +35,7 @@ class Malformed(ValueError):
 
 
 class Head(NamedTuple):
-    """Request or response headers, and what comes with them."""
+    """Request or response headers, and what comes with them; or a response's trailers."""
 
     headers: dict[str, str]
     """Names lower-cased; Envoy's pseudo headers (``:path``, ``:status``) among them."""
@@ -50,57 +53,45 @@ class Head(NamedTuple):
 class Body(NamedTuple):
     """A piece of a body."""
 
-    raw: Buffer
+    raw: bytes
     """The ``HttpBody`` as it came."""
     data: bytes
     end: bool
 
 
-class Trailers(NamedTuple):
-    """The last of a request or response."""
-
-    fields: Mapping[str, str] = {}
-    """Of a response."""
-
-
-class Message(NamedTuple):
-    """What has come: one of them, of the request or of the response."""
-
-    of_request: bool
-    head: Head | None = None
-    body: Body | None = None
-    trailers: Trailers | None = None
-
-
-_REQUEST_BODY, _RESPONSE_BODY = 0x22, 0x2A
-"""First bytes of a message that begins with field 4 or 5."""
-
-
-def read(data: bytes) -> Message:
-    """The message; raises ``Malformed`` and nothing else."""
+def read(data: bytes) -> tuple[int, Head | Body | None]:
+    """What the message holds, and that, unless it is a request's trailers; raises ``Malformed`` and nothing
+    else.
+    """
     first = data[0] if data else 0
     if first in (_REQUEST_BODY, _RESPONSE_BODY):
         body = _body(data)
         if body is not None:
-            return Message(first == _REQUEST_BODY, body=body)
+            return first >> 3, body
     try:
         message = pb.ProcessingRequest.FromString(data)
     except DecodeError as exc:
         raise Malformed(str(exc)) from exc
     kind = message.WhichOneof("request")
     match kind:
-        case "request_headers" | "response_headers":
-            return Message(kind == "request_headers", head=_head(message, getattr(message, kind)))
+        case "request_headers":
+            return REQUEST_HEADERS, _head(message, message.request_headers)
+        case "response_headers":
+            return RESPONSE_HEADERS, _head(message, message.response_headers)
         case "request_body" | "response_body":
             http = getattr(message, kind)
             body = Body(http.SerializeToString(), http.body, http.end_of_stream)
-            return Message(kind == "request_body", body=body)
+            return REQUEST_BODY if kind == "request_body" else RESPONSE_BODY, body
         case "request_trailers":
-            return Message(True, trailers=Trailers())
+            return REQUEST_TRAILERS, None
         case "response_trailers":
-            fields = _headers(message.response_trailers.trailers.headers)
-            return Message(False, trailers=Trailers(fields))
+            fields = message.response_trailers.trailers.headers
+            return RESPONSE_TRAILERS, Head(_headers(fields), True, None, "", None, None)
     raise Malformed("it holds neither headers, body nor trailers")
+
+
+_REQUEST_BODY, _RESPONSE_BODY = REQUEST_BODY << 3 | 2, RESPONSE_BODY << 3 | 2
+"""First bytes of a message that begins with a body."""
 
 
 def _body(data: bytes) -> Body | None:
@@ -122,7 +113,7 @@ def _body(data: bytes) -> Body | None:
             last = number != 0
         else:
             return None
-    return Body(memoryview(data)[start:end], piece, last) if at == end else None
+    return Body(data[start:end], piece, last) if at == end else None
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -141,17 +132,22 @@ def _head(message: pb.ProcessingRequest, http: pb.HttpHeaders) -> Head:
     headers = _headers(http.headers.headers)
     request_mode = response_mode = None
     if message.HasField("protocol_config"):
-        request_mode = message.protocol_config.request_body_mode
-        response_mode = message.protocol_config.response_body_mode
+        modes = message.protocol_config
+        request_mode, response_mode = modes.request_body_mode, modes.response_body_mode
     subset, served = _metadata(message) if message.HasField("metadata_context") else (None, "")
     return Head(headers, http.end_of_stream, subset, served, request_mode, response_mode)
 
 
-def _headers(fields: Iterable[HeaderValue]) -> dict[str, str]:
+def _headers(fields: Sequence[HeaderValue]) -> dict[str, str]:
+    headers = {field.key.lower(): field.raw_value.decode("latin-1") or field.value for field in fields}
+    return headers if len(headers) == len(fields) else _joined(fields)
+
+
+def _joined(fields: Iterable[HeaderValue]) -> dict[str, str]:
+    """Headers of which some come more than once."""
     headers: dict[str, str] = {}
     for field in fields:
-        name = field.key.lower()
-        value = field.raw_value.decode("latin-1") or field.value
+        name, value = field.key.lower(), field.raw_value.decode("latin-1") or field.value
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 
@@ -180,8 +176,11 @@ def _field(tag: int, *parts: bytes) -> bytes:
     return _prefix(tag, len(data)) + data
 
 
-@lru_cache(maxsize=4096)
 def _prefix(tag: int, length: int) -> bytes:
+    if length < 0x80:
+        return bytes((tag, length))
+    if length < 0x4000:
+        return bytes((tag, length & 0x7F | 0x80, length >> 7))
     prefix = bytearray((tag,))
     while length > 0x7F:
         prefix.append(length & 0x7F | 0x80)
@@ -192,29 +191,27 @@ def _prefix(tag: int, length: int) -> bytes:
 
 def _set(name: str, value: str) -> bytes:
     """A header to set, whatever it was before: HeaderMutation.set_headers, OVERWRITE_IF_EXISTS_OR_ADD."""
-    header = _field(0x0A, _field(0x0A, name.encode("latin-1")), _field(0x1A, value.encode("latin-1")))
-    return _field(0x0A, header, b"\x18\x02")
+    data = value.encode("latin-1")
+    return _set_prefix(name, len(data)) + data + b"\x18\x02"
 
 
 @lru_cache(maxsize=4096)
-def _set_destination(addresses: str) -> bytes:
-    return _set(DESTINATION, addresses)
+def _set_prefix(name: str, length: int) -> bytes:
+    header = _field(0x0A, name.encode("latin-1")) + _prefix(0x1A, length)
+    header = _prefix(0x0A, len(header) + length) + header
+    return _prefix(0x0A, len(header) + length + 2) + header
 
 
 @lru_cache(maxsize=4096)
-def _remove(names: tuple[str, ...]) -> bytes:
-    """HeaderMutation.remove_headers."""
-    return b"".join(_field(0x12, name.encode("latin-1")) for name in names)
+def _set_destination(addresses: str, remove: tuple[str, ...]) -> bytes:
+    """The header, and HeaderMutation.remove_headers."""
+    removed = b"".join([_field(0x12, name.encode("latin-1")) for name in remove])
+    return _set(DESTINATION, addresses) + removed
 
 
 def _text(key: str, value: str) -> bytes:
     """An entry of a Struct whose value is a string."""
     return _field(0x0A, _field(0x0A, key.encode()), _field(0x12, _field(0x1A, value.encode())))
-
-
-@lru_cache(maxsize=4096)
-def _destination_entry(addresses: str) -> bytes:
-    return _text(DESTINATION, addresses)
 
 
 def _scores_entry(scores: Mapping[str, float]) -> bytes:
@@ -225,6 +222,18 @@ def _scores_entry(scores: Mapping[str, float]) -> bytes:
     ]
     key = _field(0x0A, DESTINATION.encode() + b"-scores")
     return _field(0x0A, key, _field(0x12, _field(0x2A, *numbers)))
+
+
+def _space(*entries: bytes) -> bytes:
+    """ProcessingResponse.dynamic_metadata: the namespace envoy.lb."""
+    space = _field(0x12, _field(0x2A, *entries))
+    return _field(0x42, _field(0x0A, _field(0x0A, b"envoy.lb"), space))
+
+
+@lru_cache(maxsize=4096)
+def _space_prefix(addresses: str, length: int) -> bytes:
+    """The namespace with the destination and a name of that length, which follows."""
+    return _space(_text(DESTINATION, addresses), _text(FLIGHT, "?" * length))[:-length]
 
 
 _double = struct.Struct("<d").pack
@@ -244,27 +253,39 @@ class Chosen(NamedTuple):
     scores: Mapping[str, float] | None = None
 
     def _mutation(self) -> bytes:
-        more = [_set(name, value) for name, value in self.set_headers]
-        return _field(0x12, _set_destination(self.addresses), *more, _remove(self.remove))
+        sets = _set_destination(self.addresses, self.remove)
+        for name, value in self.set_headers:
+            sets += _set(name, value)
+        return sets
 
     def _metadata(self) -> bytes:
-        """ProcessingResponse.dynamic_metadata: the namespace envoy.lb."""
-        entries = [_destination_entry(self.addresses)]
-        if self.flight:
-            entries.append(_text(FLIGHT, self.flight))
+        flight = self.flight
+        if self.scores is None and flight:
+            return _space_prefix(self.addresses, len(flight)) + flight.encode()
+        entries = [_text(DESTINATION, self.addresses)]
+        if flight:
+            entries.append(_text(FLIGHT, flight))
         if self.scores is not None:
             entries.append(_scores_entry(self.scores))
-        space = _field(0x12, _field(0x2A, *entries))
-        return _field(0x42, _field(0x0A, _field(0x0A, b"envoy.lb"), space))
+        return _space(*entries)
 
     def with_headers(self) -> bytes:
         """The answer to request headers: CommonResponse{header_mutation, clear_route_cache}."""
-        return _field(0x0A, _field(0x0A, self._mutation(), b"\x28\x01")) + self._metadata()
+        mutation = self._mutation()
+        return _headers_prefix(len(mutation)) + mutation + b"\x28\x01" + self._metadata()
 
     def with_body(self, body: bytes | None) -> bytes:
         """The answer to a buffered request body, replaced by ``body`` unless that is None."""
-        mutation = () if body is None else (_field(0x1A, _field(0x0A, body)),)
-        return _field(0x1A, _field(0x0A, self._mutation(), *mutation, b"\x28\x01")) + self._metadata()
+        mutation = _field(0x12, self._mutation())
+        replaced = b"" if body is None else _field(0x1A, _field(0x0A, body))
+        return _field(0x1A, _field(0x0A, mutation, replaced, b"\x28\x01")) + self._metadata()
+
+
+@lru_cache(maxsize=4096)
+def _headers_prefix(length: int) -> bytes:
+    prefix = _prefix(0x12, length)
+    prefix = _prefix(0x0A, len(prefix) + length + 2) + prefix
+    return _prefix(0x0A, len(prefix) + length + 2) + prefix
 
 
 REQUEST_HEADERS_SEEN = _field(0x0A, b"")
@@ -275,10 +296,12 @@ RESPONSE_TRAILERS_SEEN = _field(0x32, b"")
 """Answers that change nothing."""
 
 
-def response_headers(set_headers: Iterable[tuple[str, str]], remove: tuple[str, ...] = ()) -> bytes:
+@lru_cache(maxsize=256)
+def response_headers(set_headers: tuple[tuple[str, str], ...], remove: tuple[str, ...] = ()) -> bytes:
     """The answer to response headers."""
     mutation = [_set(name, value) for name, value in set_headers]
-    return _field(0x12, _field(0x0A, _field(0x12, *mutation, _remove(remove))))
+    removed = [_field(0x12, name.encode("latin-1")) for name in remove]
+    return _field(0x12, _field(0x0A, _field(0x12, *mutation, *removed)))
 
 
 def response_body(body: bytes) -> bytes:
@@ -286,28 +309,33 @@ def response_body(body: bytes) -> bytes:
     return _field(0x22, _field(0x0A, _field(0x1A, _field(0x0A, body) if body else b"\x10\x01")))
 
 
-def streamed(of_request: bool, body: Body) -> Iterable[bytes]:
+def streamed(of_request: bool, body: Body) -> Sequence[bytes]:
     """A piece of a body on its way on, in FULL_DUPLEX_STREAMED."""
     if len(body.data) <= MAX_CHUNK_BYTES:
         return (_piece(of_request, body.raw),)
     return chunks(of_request, body.data, body.end)
 
 
-def without_end(body: Body) -> Body:
-    """The same piece, with more to come."""
-    raw = body.raw[:-2] if bytes(body.raw[-2:]) == _END and body.data else _field(0x0A, body.data)
-    return Body(raw, body.data, False)
-
-
-def chunks(of_request: bool, body: bytes, end: bool) -> Iterable[bytes]:
+def chunks(of_request: bool, body: bytes, end: bool) -> Sequence[bytes]:
     """A body in pieces that Envoy takes; the last one says ``end``. One empty piece for an empty body."""
-    last = max(0, (len(body) - 1) // MAX_CHUNK_BYTES)
-    for i in range(last + 1):
-        piece = body[i * MAX_CHUNK_BYTES : (i + 1) * MAX_CHUNK_BYTES]
-        yield _piece(of_request, _field(0x0A, piece) + (_END if end and i == last else b""))
+    if len(body) <= MAX_CHUNK_BYTES:
+        return [_chunk(of_request, body, end)]
+    starts = range(0, len(body), MAX_CHUNK_BYTES)
+    return [_chunk(of_request, body[at : at + MAX_CHUNK_BYTES], end and at == starts[-1]) for at in starts]
 
 
-def _piece(of_request: bool, raw: Buffer) -> bytes:
+def _chunk(of_request: bool, data: bytes, end: bool) -> bytes:
+    prefix = _chunk_prefix(of_request, len(data), end)
+    return prefix + data + _END if end else prefix + data
+
+
+@lru_cache(maxsize=4096)
+def _chunk_prefix(of_request: bool, length: int, end: bool) -> bytes:
+    prefix = _prefix(0x0A, length)
+    return _piece_prefix(of_request, len(prefix) + length + 2 * end) + prefix
+
+
+def _piece(of_request: bool, raw: bytes) -> bytes:
     """BodyResponse{CommonResponse{BodyMutation{streamed_response}}}."""
     return _piece_prefix(of_request, len(raw)) + raw
 
@@ -318,10 +346,6 @@ def _piece_prefix(of_request: bool, length: int) -> bytes:
     for tag in (0x1A, 0x1A, 0x0A, 0x1A if of_request else 0x22):
         prefix = _prefix(tag, length + len(prefix)) + prefix
     return prefix
-
-
-REQUEST_BODY_END = _piece(True, _END)
-"""An empty last piece."""
 
 
 def immediate(

@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import random
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 from pointsman import api
 from pointsman.errors import BodyTooLarge, NoEndpoints, PointsmanError
@@ -27,11 +26,16 @@ from pointsman.extproc.messages import (
     BUFFERED_PARTIAL,
     FULL_DUPLEX,
     NONE,
+    REQUEST_BODY,
+    REQUEST_HEADERS,
+    REQUEST_TRAILERS,
+    RESPONSE_BODY,
+    RESPONSE_HEADERS,
+    RESPONSE_TRAILERS,
     Body,
     Chosen,
     Head,
     Malformed,
-    Trailers,
 )
 from pointsman.extproc.refusals import refusal
 from pointsman.extproc.reply import ModelNames, Reply
@@ -45,8 +49,6 @@ from pointsman.types import Clock, Decision, Ending, InferenceRequest, Outcome
 log = logging.getLogger(__name__)
 
 SEEN, UNSEEN, AUTO = "seen", "unseen", "auto"
-FEW_BYTES: Final = 1024
-"""What is written together and is no longer than this is read together, as good as always."""
 AT_ONCE_S: Final = 0.05
 """A stream of tokens that the gateway closes so soon after the response's headers has not ended: the gateway
 has been told to send us no more of it."""
@@ -79,9 +81,16 @@ class Processor:
         self.max_body_bytes = max_body_bytes
         self.emits_scores = emits_scores
         self._subsets = subsets
+        self._id_prefix = str(uuid.uuid4())[:-8]
+        self._ids = 0
 
     def __call__(self, stream: Stream, metadata: Mapping[str, str]) -> Process:
         return Process(self, stream)
+
+    def new_id(self) -> str:
+        """For a request that has none."""
+        self._ids += 1
+        return f"{self._id_prefix}{self._ids:08x}"
 
     def eligible(self, head: Head) -> Eligible | None:
         """Which endpoints the gateway allows; None: all of them. Only the IP of an address counts."""
@@ -169,25 +178,12 @@ class Process:
         if self._over:
             return
         try:
-            of_request, head, body, trailers = messages.read(data)
+            kind, content = messages.read(data)
         except Malformed as exc:
             self.cancelled()
             self._stream.finish(INVALID_ARGUMENT, f"not a ProcessingRequest: {exc}")
             return
-        if body is not None:
-            if of_request:
-                self._request_body(body)
-            else:
-                self._response_body(body)
-        elif head is not None:
-            if of_request:
-                self._request_head(head)
-            else:
-                self._response_head(head)
-        elif of_request:
-            self._request_trailers()
-        elif trailers is not None:
-            self._response_trailers(trailers)
+        _TOLD[kind](self, content)
 
     def half_closed(self) -> None:
         """The gateway is done with this request, or with telling us of it."""
@@ -265,7 +261,7 @@ class Process:
         parts = self._parts
         return parts[0].data if len(parts) == 1 else b"".join([part.data for part in parts])
 
-    def _request_trailers(self) -> None:
+    def _request_trailers(self, nothing: None) -> None:
         if self._head is not None:
             self._decide(self._head, self._body(), trailers=True)
         else:
@@ -296,11 +292,11 @@ class Process:
     def _decide(self, head: Head, body: bytes, *, of_body: bool = True, trailers: bool = False) -> None:
         """Have it decided on; without ``of_body`` the gateway wants to know before it sends the body."""
         processor = self._processor
-        parts, self._parts, self._head = self._parts, [], None
+        ended = self._parts[-1].end if self._parts else None
+        self._parts, self._head = [], None
         try:
             request = self._parse(head, body, of_body)
-            changed = None if request.body is body else request.body
-            told = partial(self._decided, head, parts, changed, of_body, trailers)
+            told = partial(self._decided, head, request.body is not body, ended, of_body, trailers)
             processor.opening.open(request, told, processor.eligible(head))
         except PointsmanError as error:
             self._refuse(head, error)
@@ -313,8 +309,8 @@ class Process:
     def _decided(
         self,
         head: Head,
-        parts: Sequence[Body],
-        changed: bytes | None,
+        changed: bool,
+        ended: bool | None,
         of_body: bool,
         trailers: bool,
         found: Flight | PointsmanError,
@@ -332,7 +328,7 @@ class Process:
                 found.release()
                 self._refuse(head, error)
                 return
-            self._answer(head, found, address, parts, changed)
+            self._answer(head, found, address, changed, ended)
             if trailers:
                 self._stream.send(messages.REQUEST_TRAILERS_SEEN)
             if of_body:
@@ -342,46 +338,37 @@ class Process:
 
     def _parse(self, head: Head, body: bytes, of_body: bool) -> InferenceRequest:
         headers, path = head.headers, path_of(head.headers)
-        request_id = headers.get("x-request-id") or str(uuid.uuid4())
+        request_id = headers.get("x-request-id") or self._processor.new_id()
         if not of_body:  # the gateway wants to know before it sends the body
             return api.PASSTHROUGH.parse(request_id, path, headers, body)
         request = self._processor.router.format_of(path).parse(request_id, path, headers, body)
+        if _REWRITES.isdisjoint(headers):
+            return request
         asked = next(filter(None, map(headers.get, MODEL_REWRITE)), "")
         if not asked or not request.model or asked == request.model:
             return request
         self._names = ModelNames(asked, request.model)
         return rewritten(request)
 
-    def _answer(
-        self, head: Head, flight: Flight, address: str, parts: Sequence[Body], changed: bytes | None
-    ) -> None:
-        """Tell the gateway where the request goes, and give its body back."""
+    def _answer(self, head: Head, flight: Flight, address: str, changed: bool, ended: bool | None) -> None:
+        """Tell the gateway where the request goes, and give its body back.
+
+        ``ended``: the last piece of the body has come; None: no piece has.
+        """
         processor, send = self._processor, self._stream.send
         request = flight.request
         sets = [] if "x-request-id" in head.headers else [("x-request-id", request.id)]
-        if request.body and (changed is not None or self._request_mode == FULL_DUPLEX):
+        if request.body and (changed or self._request_mode == FULL_DUPLEX):
             sets.append(("content-length", str(len(request.body))))
         self._name = processor.completions.name()
         chosen = Chosen(address, sets, stripped(head.headers), self._name, processor.scores(flight.decision))
         if self._request_mode in (BUFFERED, BUFFERED_PARTIAL):
-            send(chosen.with_body(changed))
+            send(chosen.with_body(request.body if changed else None))
             return
         send(chosen.with_headers())
-        ends = parts[-1].end if parts else False
-        large = len(request.body) > FEW_BYTES and self._response_mode == FULL_DUPLEX
-        ends_apart = ends and large and not self._sees(flight)
-        if changed is not None:
-            pieces = messages.chunks(True, changed, ends and not ends_apart)
-        else:
-            if ends_apart:
-                parts = [*parts[:-1], messages.without_end(parts[-1])]
-            pieces = chain.from_iterable(messages.streamed(True, part) for part in parts)
-        for piece in pieces:
-            send(piece)
-        if ends_apart:
-            # What the endpoint answers before our end of the stream has reached the gateway comes to us and
-            # is lost. So the endpoint gets the end of the request in the same few bytes as the gateway ours.
-            send(messages.REQUEST_BODY_END)
+        if ended is not None:
+            for piece in messages.chunks(True, request.body, ended):
+                send(piece)
 
     def _sees(self, flight: Flight) -> bool:
         return self._processor.sees(flight, self._names is not None)
@@ -467,10 +454,10 @@ class Process:
         if body.end:
             self._close_answered(reply)
 
-    def _response_trailers(self, trailers: Trailers) -> None:
+    def _response_trailers(self, trailers: Head) -> None:
         reply = self._reply
         if reply is not None:
-            reply.trailers(trailers.fields)
+            reply.trailers(trailers.headers)
             for answer in reply.rest():
                 self._stream.send(answer)
             self._close_answered(reply)
@@ -508,3 +495,14 @@ class Process:
                 reason=reason,
             ),
         )
+
+
+_REWRITES: Final = frozenset(MODEL_REWRITE)
+_TOLD: Final[Mapping[int, Callable[[Process, Any], None]]] = {  # Any: each gets what messages.read says
+    REQUEST_HEADERS: Process._request_head,
+    RESPONSE_HEADERS: Process._response_head,
+    REQUEST_BODY: Process._request_body,
+    RESPONSE_BODY: Process._response_body,
+    REQUEST_TRAILERS: Process._request_trailers,
+    RESPONSE_TRAILERS: Process._response_trailers,
+}
