@@ -266,3 +266,25 @@ def test_a_probe_of_a_half_open_endpoint_is_not_waited_for_where_nobody_tells() 
     stage.now_s += 60
     assert sent(stage)[1] == HOSTS[0]
     assert stage.pool.members[HOSTS[0]].breaker.passes
+
+
+@pytest.mark.parametrize("why", ["responses pass us by", "the stream is cut by a gateway of no modes"])
+def test_a_probe_that_nobody_tells_of_is_waited_for_a_moment_only(why: str) -> None:
+    stage = one() if why == "responses pass us by" else Stage(HOSTS[:1])
+    stage.pool.unreachable(HOSTS[0])
+    stage.page(HOSTS[0])  # it is back
+    stage.now_s += 60
+    breaker = stage.pool.members[HOSTS[0]].breaker
+    assert breaker.passes
+    call = stage.call()
+    call.head(modes=None)
+    call.body(BODY)
+    call.process.cancelled()
+    assert not breaker.passes
+    stage.now_s += LOG_DELAY_S - 0.1
+    stage.completions.sweep()
+    assert not breaker.passes
+    stage.now_s += 0.1
+    stage.completions.sweep()
+    assert breaker.passes
+    assert len(stage.completions) == 1  # it may still be there
