@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from array import array
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from pointsman.endpoints.target import targets_of
 from pointsman.prefix.kv_source import KvEventSource
 from pointsman.prefix.kv_wire import Stored
 from pointsman.prefix.precise import PreciseIndex
-from pointsman.proxy.cache_truth.causes import FEW, SILENT_S
+from pointsman.proxy.cache_truth.causes import CAUSES, FEW, SILENT_S
 from pointsman.proxy.cache_truth.counts import BLOCK, RECENT, Compared, Record
 from pointsman.proxy.cache_truth.endpoint import CacheOf
 from pointsman.proxy.cache_truth.observer import CacheTruth
@@ -60,6 +62,7 @@ class World:
         self.precise.add(0)
         ids = array("I", range(BLOCK_TOKENS)).tobytes()
         self.precise.apply(0, [Stored([1], None, ids, BLOCK_TOKENS)], self.now_s)
+        self.truth.check()
         self.queries = self.hits = 0
 
     @property
@@ -71,7 +74,7 @@ class World:
 
     def page(self, **fields: Any) -> None:
         """A metrics page arrives."""
-        self.now_s += 0.1
+        self.now_s += 1.0
         metrics = Metrics(at_s=self.now_s, prefix_queries=self.queries, prefix_hits=self.hits, **fields)
         self.pool.learn_metrics(NAME, "vllm", metrics, False)
 
@@ -371,6 +374,11 @@ class TestCounters:
 
 
 class TestCauses:
+    def test_each_is_described(self) -> None:
+        page = Path(__file__).parents[2] / "docs" / "concepts" / "cache-truth.md"
+        warnings = page.read_text().partition("## Warnings")[2].partition("\n## ")[0]
+        assert re.findall(r"^\| `([\w-]+)` \|", warnings, re.MULTILINE) == list(CAUSES)
+
     def test_a_healthy_endpoint_has_none(self, world: World) -> None:
         world.page(block_tokens=BLOCK_TOKENS, prefix_caching=True)
         world.ask(960, 960, times=2 * RECENT)

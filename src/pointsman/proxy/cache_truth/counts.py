@@ -58,42 +58,28 @@ class Tally(msgspec.Struct, gc=False):
 class Record:
     """The comparisons of one endpoint and one view of it."""
 
-    __slots__ = (
-        "_alike",
-        "_error",
-        "_last",
-        "_predicted",
-        "_prompt",
-        "_reported",
-        "_sent_error",
-        "_since_judged",
-        "_worse_in_a_row",
-        "total",
-    )
+    __slots__ = ("_last", "_since_judged", "_worse_in_a_row", "total")
 
     def __init__(self) -> None:
         self.total = Tally()
-        self._last: deque[Compared] = deque()
+        self._last: deque[Compared] = deque(maxlen=RECENT)
         self.forget()
 
     def forget(self) -> None:
         """The last requests say nothing of those that come."""
         self._last.clear()
         self._since_judged = self._worse_in_a_row = 0
-        self._prompt = self._predicted = self._reported = self._error = self._sent_error = self._alike = 0
 
     def add(self, request: Compared) -> None:
-        total, error = self.total, abs(request.predicted - request.reported)
+        predicted, _, reported, prompt, _ = request
+        total, error = self.total, abs(predicted - reported)
         total.requests += 1
         total.exact += not error
-        total.prompt_tokens += request.prompt
-        total.predicted_tokens += request.predicted
-        total.reported_tokens += request.reported
+        total.prompt_tokens += prompt
+        total.predicted_tokens += predicted
+        total.reported_tokens += reported
         total.error_tokens += error
         self._last.append(request)
-        self._count(request, 1)
-        if len(self._last) > RECENT:
-            self._count(self._last.popleft(), -1)
         self._since_judged += 1
         if self._since_judged == BLOCK:
             self._judge()
@@ -106,14 +92,6 @@ class Record:
         limit = max(BOUND * sum(r.prompt for r in last), WORSE * sent_error)
         self._worse_in_a_row = self._worse_in_a_row + 1 if error > limit else 0
 
-    def _count(self, request: Compared, sign: int) -> None:
-        self._prompt += sign * request.prompt
-        self._predicted += sign * request.predicted
-        self._reported += sign * request.reported
-        self._error += sign * abs(request.predicted - request.reported)
-        self._sent_error += sign * abs(request.sent - request.reported)
-        self._alike += sign * request.alike
-
     # -- the last requests
 
     @property
@@ -122,26 +100,29 @@ class Record:
 
     @property
     def predicted_tokens(self) -> int:
-        return self._predicted
+        return sum(r.predicted for r in self._last)
 
     @property
     def reported_tokens(self) -> int:
-        return self._reported
+        return sum(r.reported for r in self._last)
 
     @property
     def unlike(self) -> int:
         """Requests whose prompts we took for longer or shorter than the engine."""
-        return len(self._last) - self._alike
+        return sum(not r.alike for r in self._last)
 
     @property
     def error(self) -> float:
         """How much of the prompts was predicted wrongly; 0 to 1."""
-        return self._error / self._prompt if self._prompt else 0.0
+        return self._share(sum(abs(r.predicted - r.reported) for r in self._last))
 
     @property
     def sent_error(self) -> float:
         """How much would have been by what was sent alone."""
-        return self._sent_error / self._prompt if self._prompt else 0.0
+        return self._share(sum(abs(r.sent - r.reported) for r in self._last))
+
+    def _share(self, tokens: int) -> float:
+        return tokens / max(1, sum(r.prompt for r in self._last))
 
     @property
     def off(self) -> bool:

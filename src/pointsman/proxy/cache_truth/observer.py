@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pointsman.endpoints.pool import Pool
 from pointsman.prefix.kv_source import KvEventSource
 from pointsman.prefix.precise import PreciseIndex
-from pointsman.proxy.cache_truth.counts import Compared, Tally
+from pointsman.proxy.cache_truth.counts import Compared, Record, Tally
 from pointsman.proxy.cache_truth.endpoint import CacheOf
 from pointsman.types import Clock, Decision, Ending, Endpoint, InferenceRequest, Outcome
 
@@ -17,9 +17,12 @@ log = logging.getLogger(__name__)
 
 HOLDS_MORE = "it holds more than it tells, or tells it more than 2 s late (or has so long a queue)"
 HOLDS_LESS = "it holds less than it tells: what went was not told of, or not by this engine"
+OTHER_TOKENS = "we take the prompts for other tokens than the engine"
 
 CHECK_S = 5.0
 """How often is looked for what no request shows."""
+AT_ONCE = 50
+"""Endpoints that are looked at in one turn of the event loop: under a millisecond."""
 
 
 class CacheTruth:
@@ -64,21 +67,24 @@ class CacheTruth:
             return
         prompt, reported = usage.prompt_tokens or decision.prompt_tokens, usage.cached_tokens
         cache.spans.add(decision, prompt, reported is None, now_s)
-        cached = max(decision.matched_tokens, decision.sent_tokens) if reported is None else reported
-        cache.answered(decision, prompt - cached, self._precise.block_tokens(cache.slot), now_s)
+        if cache.sources:
+            cached = max(decision.matched_tokens, decision.sent_tokens) if reported is None else reported
+            cache.answered(decision, prompt - cached, self._precise.block_tokens(cache.slot), now_s)
         if reported is not None and len(request.prompts) == 1 and request.n == 1:
             self._compare(cache, decision, prompt, reported)
 
     def _compare(self, cache: CacheOf, decision: Decision, prompt: int, reported: int) -> None:
         record = cache.events if decision.by_events else cache.sent
-        alike = prompt == decision.prompt_tokens
-        record.add(Compared(decision.matched_tokens, decision.sent_tokens, reported, prompt, alike))
+        ours = decision.prompt_tokens
+        sent = (
+            decision.sent_tokens * prompt // ours
+        )  # it goes by shares; only the total may be counted wrongly
+        record.add(Compared(decision.matched_tokens, sent, reported, prompt, prompt == ours))
         if decision.by_events and record.worse:
-            more = record.reported_tokens > record.predicted_tokens
             self._set_aside(
                 cache,
                 f"they were off by {record.error:.0%} of the prompt tokens over {record.requests} requests, "
-                f"what was sent there by {record.sent_error:.0%}; {HOLDS_MORE if more else HOLDS_LESS}",
+                f"what was sent there by {record.sent_error:.0%}; {_why(record)}",
             )
 
     # -- trust
@@ -91,8 +97,7 @@ class CacheTruth:
         self._gather()
         trust.set_aside(now_s, self._mark(cache), reason)
         self._precise.suspend(cache.slot)
-        self._look(cache, now_s)  # while there is evidence of the cause
-        cache.events.forget()
+        self._look(cache, now_s)
 
     def _try_again(self, cache: CacheOf, now_s: float) -> None:
         why = cache.trust.due(now_s, self._mark(cache))
@@ -111,16 +116,24 @@ class CacheTruth:
         """Until cancelled."""
         while True:
             await asyncio.sleep(CHECK_S)
-            self.check()
+            self._gather()
+            for i, cache in enumerate(list(self.endpoints.values()), 1):
+                if self.endpoints.get(cache.name) is cache:
+                    self._check(cache)
+                if not i % AT_ONCE:
+                    await asyncio.sleep(0)
 
     def check(self) -> None:
         """Bring everything up to date: warnings, the engines' counters, and who is to be tried again."""
-        now_s = self._clock()
         self._gather()
         for cache in self.endpoints.values():
-            self._read_counters(cache)
-            self._try_again(cache, now_s)
-            self._look(cache, now_s)
+            self._check(cache)
+
+    def _check(self, cache: CacheOf) -> None:
+        now_s = self._clock()
+        self._read_counters(cache)
+        self._try_again(cache, now_s)
+        self._look(cache, now_s)
 
     def _gather(self) -> None:
         by_name: dict[str, list[KvEventSource]] = {}
@@ -151,3 +164,10 @@ class CacheTruth:
             log.warning("cache of %s: %s (%s)", cache.name, says, name)
         for name in over:
             log.info("cache of %s: %s is over", cache.name, name)
+
+
+def _why(record: Record) -> str:
+    """What the differences point to."""
+    if 2 * record.unlike > record.requests:
+        return OTHER_TOKENS
+    return HOLDS_MORE if record.reported_tokens > record.predicted_tokens else HOLDS_LESS

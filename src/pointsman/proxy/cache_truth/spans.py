@@ -20,6 +20,9 @@ LATE = 0.05
 that is seldom below 5 s. At an idle one we wait for the page.
 """
 
+PAGE_S = 0.5
+"""From when an engine writes a page to when it is read, at most."""
+
 
 class Span(msgspec.Struct, frozen=True):
     """A span that has ended: sums over its requests, tokens."""
@@ -81,7 +84,7 @@ class Spans:
         self._by_events += decision.by_events
         self._prompt += prompt
         self._predicted += decision.matched_tokens
-        self._sent += decision.sent_tokens
+        self._sent += decision.sent_tokens * prompt // decision.prompt_tokens
 
     def unclear(self, tokens: int, now_s: float) -> None:
         """Of a request with so many prompt tokens we do not know whether the engine looked at it."""
@@ -93,7 +96,7 @@ class Spans:
         dropped, or every answer in it told for itself.
         """
         begin = self._begin
-        if not metrics.prefix_queries or (not load.requests and metrics.at_s <= self._told_s):
+        if not metrics.prefix_queries or (not load.requests and metrics.at_s <= self._told_s + PAGE_S):
             return None
         if begin is None or metrics.prefix_queries < begin.prefix_queries:  # the engine has started anew
             self._start(metrics, load)
