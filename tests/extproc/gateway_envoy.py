@@ -40,6 +40,8 @@ def listener(
     trailers: str = "SEND",
     subset: Sequence[str] | None = None,
     retries: bool = False,
+    timeout: str = "60s",
+    idle_timeout: str = "300s",
 ) -> dict[str, Any]:
     """One that asks the picker in these body modes, and logs to it."""
     modes = {
@@ -68,7 +70,7 @@ def listener(
         value = {f"{DESTINATION}-subset": list(subset)}
         hint = {"metadata_namespace": "envoy.lb.subset_hint", "value": value}
         filters.insert(0, _any("filters.http.set_metadata.v3.Config", metadata=[hint]))
-    route: dict[str, Any] = {"cluster": cluster, "timeout": "60s"}
+    route: dict[str, Any] = {"cluster": cluster, "timeout": timeout}
     if retries:
         route["retry_policy"] = {"retry_on": "connect-failure", "num_retries": 2}
     log = {
@@ -81,6 +83,7 @@ def listener(
     manager = _any(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=name,
+        stream_idle_timeout=idle_timeout,
         route_config={
             "virtual_hosts": [
                 {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": route}]}
