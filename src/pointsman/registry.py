@@ -29,6 +29,8 @@ class Plugin(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only
     """Type to use instead of this one, which only old configurations have."""
     outdated: ClassVar[Mapping[str, str]] = {}
     """Fields that only old configurations have, and what to do instead."""
+    unused: ClassVar[Mapping[str, str]] = {}
+    """Parameters that may be given and change nothing, as written and with dots where nested, and why."""
 
 
 P = TypeVar("P", bound=type[Plugin])

@@ -331,12 +331,6 @@ CROSSED = {
             "addEstimatedOutputTokens",
         ),
         (
-            [{"type": "token-producer", "parameters": {"vllm": {"url": "http://x"}}}],
-            {},
-            "vllm: only the estimate",
-        ),
-        ([{"type": "token-producer", "parameters": {"modelName": "m"}}], {}, "modelName: only the estimate"),
-        (
             [{"type": "token-producer", "parameters": {"estimate": {"image": {"mode": "static"}}}}],
             {},
             "estimate.image.mode: .*not available",

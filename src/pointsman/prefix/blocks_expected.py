@@ -19,12 +19,14 @@ ENTRY_BYTES = 256
 class Expected:
     """By slot the keys that are expected, with the moment until which they are."""
 
-    __slots__ = ("_count", "_max", "_sent", "by_slot")
+    __slots__ = ("_count", "_max", "_sent", "_while_s", "by_slot")
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, while_s: float = SPECULATIVE_S) -> None:
+        """For ``while_s`` seconds each."""
         self.by_slot: dict[int, dict[int, float]] = {}
         """Endpoints of which nothing is expected are not in it."""
         self._max = max_bytes // ENTRY_BYTES
+        self._while_s = while_s
         self._count = 0
         self._sent: deque[tuple[float, int, Sequence[int]]] = deque()
 
@@ -37,7 +39,7 @@ class Expected:
         room = self._max - self._count
         keys = keys[:room]
         if keys:
-            until_s = now_s + SPECULATIVE_S
+            until_s = now_s + self._while_s
             entries = self.by_slot.setdefault(slot, {})
             before = len(entries)
             entries.update(dict.fromkeys(keys, until_s))

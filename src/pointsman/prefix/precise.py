@@ -14,7 +14,7 @@ from itertools import islice
 from math import inf
 
 from pointsman.prefix.blocks import GPU, Blocks, Table
-from pointsman.prefix.blocks_expected import Expected
+from pointsman.prefix.blocks_expected import SPECULATIVE_S, Expected
 from pointsman.prefix.blocks_match import BlockMatch, Keys, Tiers, find
 from pointsman.prefix.keys import TOKEN_BYTES, Scheme, Xxh3
 from pointsman.prefix.kv_wire import Cleared, Event, Removed, Stored
@@ -65,7 +65,9 @@ class PreciseIndex:
         max_bytes: int = DEFAULT_MAX_BYTES,
         scheme: Scheme | None = None,
         tier_weights: Mapping[str, float] = TIER_WEIGHTS,
+        expected_s: float = SPECULATIVE_S,
     ) -> None:
+        """``expected_s``: how long what was just sent counts without a word of the engine."""
         self.max_bytes = max_bytes
         self.unknown = 0
         """Events dropped because what they build on is not known: some before them were lost."""
@@ -73,7 +75,7 @@ class PreciseIndex:
         """Events of KV cache groups that are no prefix, and those that make no sense."""
         self._scheme: Scheme = scheme or Xxh3()
         self._weights = tier_weights
-        self._expected = Expected(max_bytes // _EXPECTED_SHARE)
+        self._expected = Expected(max_bytes // _EXPECTED_SHARE, expected_s)
         self._blocks = Blocks(max_bytes - max_bytes // _EXPECTED_SHARE)
         self._sources: dict[int, _Source] = {}
         self.partial: frozenset[int] = frozenset()

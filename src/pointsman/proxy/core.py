@@ -28,7 +28,6 @@ from pointsman.predictor.speed import SAMPLE_S
 from pointsman.prefix.approximate import PrefixIndex
 from pointsman.prefix.follow import follow
 from pointsman.prefix.kv_events import KvEvents
-from pointsman.prefix.precise import PreciseIndex
 from pointsman.proxy.admin import Admin
 from pointsman.proxy.cache_truth.observer import CacheTruth
 from pointsman.proxy.cache_truth.report import CacheReport
@@ -36,6 +35,7 @@ from pointsman.proxy.data_layer import discovery_settings, metrics_settings, pag
 from pointsman.proxy.gauges import PoolGauges
 from pointsman.proxy.learned_file import LearnedFile
 from pointsman.proxy.opening import Deciding
+from pointsman.proxy.precise_policy import precise_index, with_policy
 from pointsman.proxy.tracing import Tracing
 from pointsman.router import Observer, Router
 from pointsman.scheduling.classes import parameters
@@ -94,19 +94,19 @@ class Core:
         knows_models: bool = True,
     ) -> None:
         """``sees_responses``, ``knows_models``: of the router."""
-        self.settings = settings
+        policy = policy_of(settings)
+        self.settings = settings = with_policy(settings, policy)
         self.clock = clock
         self.pool = Pool(clock, settings.breaker, settings.running_costs)
         self.index = PrefixIndex(
             max_bytes=settings.prefix.max_bytes, max_prefix_tokens=settings.prefix.max_prefix_tokens
         )
-        self.precise = PreciseIndex(max_bytes=settings.kv_events.index_bytes)
+        self.precise = precise_index(settings.kv_events.index_bytes, policy)
         size = settings.prefix.block_tokens
         follow(self.index, self.pool, fixed_block_tokens=size, precise=self.precise)
         self.kv_events = KvEvents(self.pool, settings.kv_events, self.precise, clock)
         self.tokens = Tokens(settings.tokens, self.pool)
         services = Services(self.index, clock, random.Random(settings.scheduling.seed), self.precise)
-        policy = policy_of(settings)
         self.scheduler = scheduler = build_scheduler(policy, services)
         learned = settings.learned
         self.learned_file = LearnedFile(learned, self.pool, scheduler, wall) if learned.path else None

@@ -34,12 +34,7 @@ _AREAS: Mapping[str, tuple[str, ...]] = {
         "disaggregatedset-rollout-screener",
         "p2p-source-producer",
     ),
-    "the precise prefix index": (
-        "precise-prefix-cache-scorer",
-        "precise-prefix-cache-producer",
-        "burst-prefix-cache-producer",
-        "endpoint-notification-source",
-    ),
+    "bursts of prompts that share a prefix": ("burst-prefix-cache-producer",),
     "Kubernetes": ("k8s-notification-source",),
     "several clusters": (
         "multicluster-session-affinity-filter",

@@ -102,6 +102,11 @@ class FileDiscovery(Plugin):
             raise ValueError("path: must not be empty")
 
 
+@register("endpoint-notification-source")
+class EndpointNotificationSource(Plugin):
+    """Whoever wants to know when endpoints join and leave is told by the pool; always on."""
+
+
 SOURCES: dict[type[Plugin], type[Plugin]] = {
     MetricsDataSource: CoreMetricsExtractor,
     ModelsDataSource: ModelsDataExtractor,

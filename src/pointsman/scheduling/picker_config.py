@@ -19,6 +19,7 @@ from pointsman.scheduling.coming import COMING
 from pointsman.scheduling.datalayer import (
     SOURCES,
     CoreMetricsExtractor,
+    EndpointNotificationSource,
     EngineConfig,
     FileDiscovery,
     MetricsDataSource,
@@ -41,7 +42,10 @@ from pointsman.scheduling.picker_document import (
     RequestHandler,
     Use,
 )
+from pointsman.scheduling.producers.precise_prefix import PrecisePrefixCache
+from pointsman.scheduling.producers.tokens import TokenProducer
 from pointsman.scheduling.profile import Profile
+from pointsman.scheduling.signals import SENT
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +97,11 @@ class LoadedConfig(msgspec.Struct, kw_only=True):
     discovery: FileDiscovery | None
     parsers: tuple[str, ...] | None
     """Formats of ``api`` that are parsed, in order; None: all. A path none of them takes is a 400."""
+    precise: PrecisePrefixCache | None
+    """What it says of KV events; None where it names no such producer."""
+    only_sent: bool
+    """It names a producer of prefix matches, and that goes by what was sent alone."""
+    tokens: TokenProducer | None
 
     @property
     def metrics_interval_s(self) -> float | None:
@@ -153,7 +162,9 @@ class _Loader:
         layer = self.document.data_layer or DataLayer()
         reads_metrics, metrics, extractor = self._metrics(layer)
         parsers = self._parsers()
+        precise = self._only(PrecisePrefixCache)
         self._check_names()
+        self._name_prefix_producers(precise)
         profiles = tuple(self._profile(spec) for spec in specs)
         for name in self.built.keys() - self.used:
             if _scheduling_kinds(self.built[name]):
@@ -169,6 +180,9 @@ class _Loader:
             extractor=extractor,
             discovery=self._discovery(layer),
             parsers=parsers,
+            precise=precise,
+            only_sent=precise is None and any(spec.type == SENT for spec in self.document.plugins or ()),
+            tokens=self._only(TokenProducer),
         )
 
     def _check_document(self) -> None:
@@ -224,6 +238,9 @@ class _Loader:
         for field in msgspec.structs.fields(cls):
             if field.name in cls.outdated and field.encode_name in (parameters or {}):
                 log.warning("%s: %s: %s: %s", self.where, type_, field.encode_name, cls.outdated[field.name])
+        for key, why in cls.unused.items():
+            if _given(parameters or {}, key):
+                log.warning("%s: %s: %s has no effect: %s", self.where, type_, key, why)
         return plugin
 
     def _check_names(self) -> None:
@@ -234,11 +251,39 @@ class _Loader:
         for name, plugin in self.built.items():
             for field, producer in plugin.producers.items():
                 wanted = getattr(plugin, field)
+                if producer == SENT and isinstance(self.built.get(wanted), PrecisePrefixCache):
+                    continue
                 if wanted and wanted != producer and wanted not in types.get(producer, ()):
                     raise self.fail(f"plugin {name}: no {producer} is called {wanted!r}")
         for producer in {p for plugin in self.built.values() for p in plugin.producers.values()}:
             if len(types.get(producer, ())) > 1:
                 raise self.fail(f"plugins: more than one {producer} {NOT_YET}")
+
+    def _name_prefix_producers(self, precise: PrecisePrefixCache | None) -> None:
+        """Of plugins that read prefix matches: the producer's type in the place of its name. Who names none
+        reads, as in llm-d, the one that goes by the name of what was sent.
+        """
+        for name, plugin in self.built.items():
+            for field in (field for field, producer in plugin.producers.items() if producer == SENT):
+                wanted = getattr(plugin, field)
+                if precise is None and not wanted:  # nobody has chosen
+                    continue
+                if not wanted and SENT not in self.built:
+                    log.warning(
+                        "%s: plugin %s names no producer of prefix matches and goes by what was sent, as in "
+                        "llm-d; to go by KV events, it must name the precise one",
+                        self.where,
+                        name,
+                    )
+                found = self.built.get(wanted or SENT)
+                setattr(plugin, field, own_name(type(found)) if found else SENT)
+
+    def _only(self, kind: type[T]) -> T | None:
+        """The configured plugin of this kind."""
+        found = [(name, plugin) for name, plugin in self.built.items() if isinstance(plugin, kind)]
+        if len(found) > 1:
+            raise self.fail(f"plugins: more than one {own_name(kind)} {NOT_YET}")  # type: ignore[arg-type]
+        return found[0][1] if found else None
 
     def _get(self, ref: str, at: str) -> Plugin:
         if ref not in self.built:
@@ -359,6 +404,10 @@ class _Loader:
         for i, spec in enumerate(layer.sources or ()):
             at = f"dataLayer.sources[{i}]"
             source = self._get(spec.plugin_ref, at)
+            if isinstance(source, EndpointNotificationSource):
+                for ref in spec.extractors or ():
+                    self._get(ref.plugin_ref, at)
+                continue
             if type(source) not in SOURCES:
                 raise self.fail(f"{at}: {spec.plugin_ref} is no data source")
             readers = [self._get(ref.plugin_ref, at) for ref in spec.extractors or ()]
@@ -417,6 +466,14 @@ class _Loader:
         if not isinstance(plugin, Parser):
             raise self.fail(f"requestHandler.parsers: {ref} is no parser")
         return plugin
+
+
+def _given(parameters: Mapping[str, Any], key: str) -> bool:
+    """Whether there is something at the dotted ``key``."""
+    node: Any = parameters
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node is not None
 
 
 def _scheduling_kinds(plugin: Plugin) -> Iterable[type]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pointsman.predictor.latency import Latency
+from pointsman.prefix.approximate import PrefixMatch
 from pointsman.scheduling.cycle import Cycle
+
+SENT = "approx-prefix-cache-producer"
+"""The producer whose matches go by what was sent alone."""
+
+
+def prefix_match(cycle: Cycle, producer: str) -> PrefixMatch:
+    """What each candidate holds of the prompts, by the producer that a plugin names."""
+    match = cycle.match
+    return match.sent or match if producer == SENT else match
 
 
 def predicted_latency(cycle: Cycle) -> Mapping[int, Latency]:

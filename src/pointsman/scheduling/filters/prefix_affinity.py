@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.cycle import Cycle
-from pointsman.scheduling.signals import predicted_latency
+from pointsman.scheduling.signals import SENT, predicted_latency, prefix_match
 from pointsman.types import Endpoint
 
 PREDICTOR = "predicted-latency-producer"
@@ -39,7 +39,7 @@ class PrefixCacheAffinity(Plugin):
     latency_prediction_info_producer_name: str = ""
 
     producers: ClassVar[Mapping[str, str]] = {
-        "prefix_match_info_producer_name": "approx-prefix-cache-producer",
+        "prefix_match_info_producer_name": SENT,
         "in_flight_load_producer_name": "inflight-load-producer",
         "latency_prediction_info_producer_name": PREDICTOR,
     }
@@ -53,7 +53,7 @@ class PrefixCacheAffinity(Plugin):
 
     def filter(self, cycle: Cycle) -> Sequence[Endpoint]:
         endpoints, threshold = cycle.endpoints, self.affinity_threshold
-        match = cycle.match
+        match = prefix_match(cycle, self.prefix_match_info_producer_name)
         if not match.held_by_slot or threshold <= 0 or len(endpoints) == 1:
             return endpoints
         if self.exploration_probability and cycle.services.rng.random() < self.exploration_probability:

@@ -19,6 +19,7 @@ from pointsman.predictor.speed import Speeds
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.cycle import Cycle, Services
 from pointsman.scheduling.durations import seconds
+from pointsman.scheduling.signals import SENT, prefix_match
 from pointsman.scheduling.slo import promised
 from pointsman.scheduling.underway import UnderWay
 from pointsman.types import Decision, Endpoint, InferenceRequest, Outcome, Prediction
@@ -52,9 +53,7 @@ class PredictedLatency(Plugin):
     use_encoder_cache_features: bool = False
     encoder_cache_match_info_producer_name: str = ""
 
-    producers: ClassVar[Mapping[str, str]] = {
-        "prefix_match_info_producer_name": "approx-prefix-cache-producer"
-    }
+    producers: ClassVar[Mapping[str, str]] = {"prefix_match_info_producer_name": SENT}
     outdated: ClassVar[Mapping[str, str]] = {
         "sampling_mean": NOT_SAMPLED,
         "max_decode_token_samples_for_prediction": NOT_SAMPLED,
@@ -119,7 +118,7 @@ class PredictedLatency(Plugin):
     def _expected(self, cycle: Cycle, endpoints: Sequence[Endpoint]) -> Sequence[Prediction]:
         now_s = cycle.services.clock()
         self._costs.update(cycle.candidates, now_s)
-        request, match = cycle.request, cycle.match
+        request, match = cycle.request, prefix_match(cycle, self.prefix_match_info_producer_name)
         cached = {slot: match.tokens(slot) for slot in match.held_by_slot}
         length = self._costs.lengths.of(request).mean
         return self._latencies.expected(endpoints, now_s, request.prompt_tokens, cached, length)

@@ -1,11 +1,14 @@
-"""token-producer: how long a prompt is. Only llm-d's ``estimate`` backend, four bytes a token, exists yet."""
+"""token-producer: how long a prompt is, and who is asked for its tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+import msgspec
 
 from pointsman.registry import Plugin, register
+from pointsman.scheduling.durations import seconds
 
 ESTIMATE: Mapping[str, Any] = {
     "image": {
@@ -39,24 +42,43 @@ def _check(given: Mapping[str, Any], defaults: Mapping[str, Any], path: str) -> 
             raise ValueError(f"{name}: values other than {default!r} are not available in this version")
 
 
+class Vllm(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """The server that renders prompts."""
+
+    url: str = ""
+    timeout: str = ""
+    mm_timeout: str = ""
+
+    def __post_init__(self) -> None:
+        self.timeout_s()
+        if self.mm_timeout:
+            seconds(self.mm_timeout)
+
+    def timeout_s(self) -> float | None:
+        """How long a request waits for its token ids; None where that was not given."""
+        return seconds(self.timeout) if self.timeout else None
+
+
 @register("token-producer", "tokenizer")
 class TokenProducer(Plugin):
     """Prompt lengths by estimate: four bytes a token, until engines tell of the model's prompts how long they
-    are. The ``vllm`` backend is not available yet.
+    are. Token ids, where precise prefix routing wants them, come from ``vllm.url`` (the setting tokens.url),
+    without it from the endpoints themselves; a request waits ``vllm.timeout`` for them (tokens.budget_s).
     """
 
+    backend: Literal["", "estimate", "vllm"] = ""
     estimate: Mapping[str, Any] = {}
     model_name: str = ""
-    vllm: Mapping[str, Any] | None = None
+    vllm: Vllm | None = None
     uds_tokenizer_config: Mapping[str, Any] | None = None
 
+    outdated: ClassVar[Mapping[str, str]] = {
+        "uds_tokenizer_config": "has no effect: engines are asked for token ids, or see tokens.models"
+    }
+    unused: ClassVar[Mapping[str, str]] = {
+        "modelName": "a prompt is tokenised for the model that its request names",
+        "vllm.mmTimeout": "media have the same time as text",
+    }
+
     def __post_init__(self) -> None:
-        wanted = {
-            "modelName": self.model_name,
-            "vllm": self.vllm is not None,
-            "udsTokenizerConfig": self.uds_tokenizer_config is not None,
-        }
-        for name, given in wanted.items():
-            if given:
-                raise ValueError(f"{name}: only the estimate backend is available in this version")
         _check(self.estimate, ESTIMATE, "estimate")

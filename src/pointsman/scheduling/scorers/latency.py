@@ -11,7 +11,7 @@ from msgspec import Meta
 from pointsman.predictor.latency import Latency
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.cycle import Cycle
-from pointsman.scheduling.signals import predicted_latency
+from pointsman.scheduling.signals import SENT, predicted_latency, prefix_match
 
 PRODUCER = "predicted-latency-producer"
 LEAST_SCORE = 0.01
@@ -46,7 +46,7 @@ class LatencyScorer(Plugin):
 
     producers: ClassVar[Mapping[str, str]] = {
         "latency_prediction_info_producer_name": PRODUCER,
-        "prefix_match_info_producer_name": "approx-prefix-cache-producer",
+        "prefix_match_info_producer_name": SENT,
     }
     needs: ClassVar[tuple[str, ...]] = (PRODUCER,)
 
@@ -92,7 +92,7 @@ class LatencyScorer(Plugin):
         if not total:
             kv = total = 1.0
         longest = max(e.metrics.waiting for e in cycle.endpoints)
-        match = cycle.match
+        match = prefix_match(cycle, self.prefix_match_info_producer_name)
         scores = []
         for endpoint in cycle.endpoints:
             metrics = endpoint.metrics

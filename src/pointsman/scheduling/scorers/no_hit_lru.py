@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.cycle import Cycle
+from pointsman.scheduling.signals import SENT, prefix_match
 from pointsman.types import Decision
 
 NEUTRAL = 0.5
@@ -27,9 +28,7 @@ class NoHitLRU(Plugin):
     prefix_plugin_type: str = ""
     prefix_plugin_name: str = ""
 
-    producers: ClassVar[Mapping[str, str]] = {
-        "prefix_match_info_producer_name": "approx-prefix-cache-producer"
-    }
+    producers: ClassVar[Mapping[str, str]] = {"prefix_match_info_producer_name": SENT}
     outdated: ClassVar[Mapping[str, str]] = {
         "prefix_plugin_type": "it never had an effect; leave it out",
         "prefix_plugin_name": "it never had an effect; leave it out",
@@ -40,7 +39,7 @@ class NoHitLRU(Plugin):
 
     def score(self, cycle: Cycle) -> Sequence[float]:
         endpoints = cycle.endpoints
-        if not _cold(cycle):
+        if not self._cold(cycle):
             return [NEUTRAL] * len(endpoints)
         if len(endpoints) == 1:
             return [1.0]
@@ -58,13 +57,12 @@ class NoHitLRU(Plugin):
         return scores
 
     def on_dispatch(self, cycle: Cycle, decision: Decision) -> None:
-        if _cold(cycle):
+        if self._cold(cycle):
             self._used[decision.chosen.name] = None
             self._used.move_to_end(decision.chosen.name)
             if len(self._used) > self.lru_size:
                 self._used.popitem(last=False)
 
-
-def _cold(cycle: Cycle) -> bool:
-    found = cycle.match.held_by_slot
-    return not found or not any(e.slot in found for e in cycle.endpoints)
+    def _cold(self, cycle: Cycle) -> bool:
+        found = prefix_match(cycle, self.prefix_match_info_producer_name).held_by_slot
+        return not found or not any(e.slot in found for e in cycle.endpoints)

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from pointsman.registry import Plugin, register
 from pointsman.scheduling.cycle import Cycle
+from pointsman.scheduling.signals import SENT, prefix_match
 
 
 @register("prefix-cache-scorer")
@@ -21,12 +22,10 @@ class PrefixCache(Plugin):
     match_length_weight: Annotated[float, Meta(ge=0, le=1)] = 0.0
     match_length_scale_tokens: Annotated[int, Meta(gt=0)] = 8192
 
-    producers: ClassVar[Mapping[str, str]] = {
-        "prefix_match_info_producer_name": "approx-prefix-cache-producer"
-    }
+    producers: ClassVar[Mapping[str, str]] = {"prefix_match_info_producer_name": SENT}
 
     def score(self, cycle: Cycle) -> Sequence[float]:
-        match = cycle.match
+        match = prefix_match(cycle, self.prefix_match_info_producer_name)
         if not match.held_by_slot:
             return [0.0] * len(cycle.endpoints)
         blocks, total, prompt = match.held_by_slot, match.total, match.prompt_tokens
