@@ -60,7 +60,7 @@ class Member:
 
 
 Listener = Callable[[str, Endpoint], None]
-"""Called with what happened (joined, left, restarted, cache) and the endpoint's snapshot."""
+"""Called with what happened (joined, left, restarted, cache, models) and the endpoint's snapshot."""
 
 
 class Pool:
@@ -221,6 +221,7 @@ class Pool:
         if ids != member.endpoint.models:
             member.endpoint = replace(member.endpoint, models=ids)
             self._changed()
+            self._tell("models", member.endpoint)
 
     def learn_metrics(
         self, name: str, engine: str, metrics: Metrics, restarted: bool, asked: Asked | None = None

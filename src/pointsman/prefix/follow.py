@@ -16,12 +16,17 @@ def follow(
     index: PrefixIndex, pool: Pool, *, fixed_block_tokens: int = 0, precise: PreciseIndex | None = None
 ) -> None:
     """From now on ``index`` hears of everything in ``pool``, and ``precise`` of how much each endpoint can
-    hold. ``fixed_block_tokens`` overrides the engines' sizes.
+    hold and of its adapters. ``fixed_block_tokens`` overrides the engines' sizes.
     """
 
     def on_pool(event: str, endpoint: Endpoint) -> None:
         if precise is not None:
             precise.set_capacity(endpoint.slot, 0 if event == "left" else endpoint.metrics.kv_blocks)
+            if event == "models":
+                cards = pool.members[endpoint.name].models_detail
+                precise.name_adapters(
+                    str(card["id"]) for card in cards if card.get("parent") and "id" in card
+                )
         if event == "left":
             index.remove(endpoint.slot)
         elif event == "restarted":

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
+import os
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pointsman.errors import SettingsError
 from pointsman.prefix.blocks import Table
@@ -40,40 +41,73 @@ BATCH = 1000
 MAX_CACHED = 500_000
 """Keys, of requests and of engines each, that are remembered here: about 100 MB."""
 RETRY_S = 1.0
+SILENT_S = 2.0
+"""A server that says nothing for so long is away."""
 FORGET_S = 600
 """How long the server remembers what an engine's hash stood for after the last holder is gone."""
 
 
-def connect(url: str) -> Redis:
-    """A client for ``redis://``, ``rediss://`` or ``unix://``; it connects when it is used."""
+def connect(url: str, password_env: str = "") -> Redis:
+    """A client for ``redis://``, ``rediss://`` or ``unix://``; it connects when it is used. The password is
+    in that environment variable, if any.
+    """
     try:
         from redis.asyncio import from_url
     except ImportError as exc:
         raise SettingsError(
-            "kv_events: a shared index needs the Redis client: pip install 'pointsman[redis]'"
+            "shared_index.redis: needs the Redis client: pip install 'pointsman[redis]'"
         ) from exc
+    password = os.environ.get(password_env) if password_env else None
+    if password_env and password is None:
+        raise SettingsError(f"shared_index.password_env: environment variable {password_env} is not set")
     try:
-        return from_url(url)
-    except ValueError as exc:
-        raise SettingsError(f"kv_events: {url!r} is no address of a Redis server: {exc}") from exc
+        return from_url(url, password=password, socket_timeout=SILENT_S, socket_connect_timeout=SILENT_S)
+    except ValueError as exc:  # its text may hold the password
+        raise SettingsError(
+            "shared_index.redis: is no address of a Redis server: begin it with redis://, rediss:// or unix://"
+        ) from exc
+
+
+_DONE = {"read": "read", "write": "written"}
+
+
+class _Endpoint(NamedTuple):
+    """What the index calls an endpoint, and whose blocks it has."""
+
+    address: str
+    model: str
+    aliases: Sequence[str]
 
 
 class SharedIndex:
     """Like ``PreciseIndex``, elsewhere. ``run`` writes, ``fetch`` reads; nothing else touches the network."""
 
     def __init__(self, client: Redis, scheme: LlmD) -> None:
+        self.written = 0
+        """Events."""
         self.lost = 0
         """Events that were not written: too many, or the server was away."""
         self.unknown = 0
         """Events dropped because what they build on is not known."""
+        self.failures: Counter[str] = Counter()
+        """Times that the server did not do what it was asked, by what that was: read or write."""
+        self.joined: frozenset[int] = frozenset()
+        """Endpoints that can be looked up."""
         self.slots: frozenset[int] = frozenset()
         """Endpoints that the index, as far as it was read, or an event speaks of."""
         self._client = client
         self._scheme = scheme
         self._slot_of: dict[str, int] = {}
-        self._endpoints: dict[int, tuple[str, str]] = {}
-        """Address and base model."""
-        self._queue: deque[tuple[str, str, Event]] = deque()
+        self._endpoints: dict[int, _Endpoint] = {}
+        self._bases: dict[str, str] = {}
+        """Of base models that have several names, by each the one that their blocks go by."""
+        self._early: dict[int, list[Event]] = {}
+        """Of endpoints whose model is not known yet."""
+        self._told: set[int] = set()
+        """Endpoints whose events come to us."""
+        self._failing: set[str] = set()
+        """What did not succeed the last time."""
+        self._queue: deque[tuple[_Endpoint, Event]] = deque()
         self._filled, self._written = asyncio.Event(), asyncio.Event()
         self._written.set()
         self._keys_of: OrderedDict[int, tuple[int, ...]] = OrderedDict()
@@ -83,43 +117,67 @@ class SharedIndex:
         """Key to when it was fetched; the oldest first."""
         self._expected = Expected(1 << 24)
 
+    @property
+    def waiting(self) -> int:
+        """Events that are still to be written."""
+        return len(self._queue) + sum(map(len, self._early.values()))
+
     # -- what the pool and the engines tell
 
-    def add(self, slot: int, address: str, model: str) -> None:
-        """An endpoint has joined; ``model`` is the name of its base model."""
-        self._endpoints[slot] = address, model
+    def add(self, slot: int, address: str, model: str, aliases: Sequence[str] = ()) -> None:
+        """An endpoint has joined, or its models have changed; ``model`` is the name of its base model, to
+        which the ``aliases`` lead, too. What it told before is written now.
+        """
+        self._endpoints[slot] = _Endpoint(address, model, aliases)
         self._slot_of[address] = slot
+        self._placed()
+        if slot in self._early:
+            self.apply(slot, self._early.pop(slot), 0.0)
 
     def remove(self, slot: int) -> None:
         """The endpoint has left."""
-        self.clear(slot)
-        address, _ = self._endpoints.pop(slot, ("", ""))
-        self._slot_of.pop(address, None)
+        if slot in self._told:
+            self.clear(slot)
+        self._forget_holder(slot)
+        self._early.pop(slot, None)
+        self._told.discard(slot)
+        endpoint = self._endpoints.pop(slot, None)
+        if endpoint:
+            self._slot_of.pop(endpoint.address, None)
         self.slots -= {slot}
+        self._placed()
+
+    def _placed(self) -> None:
+        endpoints = self._endpoints.values()
+        own = {endpoint.model for endpoint in endpoints}
+        self.joined = frozenset(self._endpoints)
+        self._bases = {alias: each.model for each in endpoints for alias in each.aliases if alias not in own}
 
     def clear(self, slot: int) -> None:
         """The endpoint lost its cache."""
         self.apply(slot, (Cleared(),), 0.0)
+        self._forget_holder(slot)
+
+    def _forget_holder(self, slot: int) -> None:
+        self._expected.forget(slot)
         bit = 1 << slot
         for table in self._holders.values():
             for key in [key for key, bits in table.items() if bits & bit]:
                 table[key] &= ~bit
 
-    def missed(self, slot: int) -> None:
-        """Some of what it told is not known: what is known may be wrong."""
-        self.clear(slot)
-
     def apply(self, slot: int, events: Sequence[Event], now_s: float) -> None:
         """What one message of the endpoint says, to be written soon."""
-        if slot not in self._endpoints:
-            return
-        address, model = self._endpoints[slot]
-        room = MAX_QUEUED - len(self._queue)
+        endpoint = self._endpoints.get(slot)
+        room = max(0, MAX_QUEUED - self.waiting)
         self.lost += max(0, len(events) - room)
-        self._queue.extend((address, model, event) for event in events[:room])
+        if endpoint is None:
+            self._early.setdefault(slot, []).extend(events[:room])
+            return
+        self._queue.extend((endpoint, event) for event in events[:room])
         if self._queue:
             self._filled.set()
             self._written.clear()
+        self._told.add(slot)
         if slot not in self.slots:
             self.slots |= {slot}
         for event in events:
@@ -131,7 +189,8 @@ class SharedIndex:
     def keys(self, request: InferenceRequest) -> Keys:
         """The request's keys, for blocks of the index's own size."""
         scheme = self._scheme
-        size, model, salt = scheme.block_tokens, request.model, request.cache_salt
+        size, salt = scheme.block_tokens, request.cache_salt
+        model = self._bases.get(request.model, request.model)
         return {size: [scheme.of_prompt(prompt, model, salt, size) for prompt in request.tokenized]}
 
     async def fetch(self, keys: Keys, now_s: float) -> bool:
@@ -147,8 +206,9 @@ class SharedIndex:
                     ):
                         break
         except (RedisError, OSError) as exc:
-            log.warning("shared block index cannot be read: %s", exc)
+            self._failed("read", exc)
             return False
+        self._succeeded("read")
         return True
 
     async def _fetch(self, keys: Sequence[int], now_s: float) -> bool:
@@ -207,6 +267,12 @@ class SharedIndex:
 
     async def run(self) -> None:
         """Write what comes, until cancelled. While the server is away it is kept, as far as there is room."""
+        try:
+            await self._run()
+        finally:
+            await self._client.aclose()
+
+    async def _run(self) -> None:
         from redis.exceptions import ConnectionError as Away
         from redis.exceptions import RedisError
         from redis.exceptions import TimeoutError as TooLate
@@ -217,33 +283,49 @@ class SharedIndex:
             try:
                 await self._write(batch)
             except (Away, TooLate, OSError) as exc:
-                log.warning("shared block index cannot be written: %s", exc)
+                self._failed("write", exc)
                 await asyncio.sleep(RETRY_S)
                 continue
             except RedisError as exc:  # it would be the same the next time
-                log.warning("shared block index refused what was to be written: %s", exc)
+                self._failed("write", exc)
                 self.lost += len(batch)
+            else:
+                self._succeeded("write")
+                self.written += len(batch)
             for _ in batch:
                 self._queue.popleft()
             if not self._queue:
                 self._filled.clear()
                 self._written.set()
 
+    def _failed(self, doing: str, exc: Exception) -> None:
+        """Said once, until it succeeds again."""
+        self.failures[doing] += 1
+        if doing not in self._failing:
+            self._failing.add(doing)
+            log.warning("the shared index cannot be %s: %s; going on without it", _DONE[doing], exc)
+
+    def _succeeded(self, doing: str) -> None:
+        if doing in self._failing:
+            self._failing.remove(doing)
+            log.info("the shared index can be %s again", _DONE[doing])
+
     async def drain(self) -> None:
         """Until everything that was told has been written; ``run`` does it."""
         await self._written.wait()
 
-    async def _write(self, batch: Sequence[tuple[str, str, Event]]) -> None:
+    async def _write(self, batch: Sequence[tuple[_Endpoint, Event]]) -> None:
         """Nothing in it harms when it is done twice."""
         await self._learn(batch)
         pipeline = self._client.pipeline(transaction=False)
         emptied: dict[int, tuple[int, ...]] = {}
-        for address, model, event in batch:
+        for endpoint, event in batch:
+            address = endpoint.address
             if isinstance(event, Cleared):
                 await pipeline.execute()
                 await self._clear(address)
             elif isinstance(event, Stored):
-                stored = self._stored(event, model)
+                stored = self._stored(event, endpoint.model)
                 name = field(address, event.medium, event.group)
                 for engine_hash, key, place in stored:
                     pipeline.zadd(engine_key(engine_hash), {str(key): place})
@@ -266,10 +348,10 @@ class SharedIndex:
         await pipeline.execute()
         await self._forget(emptied)
 
-    async def _learn(self, batch: Sequence[tuple[str, str, Event]]) -> None:
+    async def _learn(self, batch: Sequence[tuple[_Endpoint, Event]]) -> None:
         """What the hashes stand for that the events build on, as far as others have written it."""
         wanted: dict[int, None] = {}
-        for _, _, event in batch:
+        for _, event in batch:
             if isinstance(event, Removed) or (isinstance(event, Stored) and not event.token_ids):
                 wanted.update(dict.fromkeys(event.hashes))
             elif isinstance(event, Stored) and event.parent is not None:

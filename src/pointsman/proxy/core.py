@@ -23,11 +23,13 @@ from pointsman.endpoints.pool import Pool
 from pointsman.errors import ModelNotFound, NoEndpoints, SettingsError
 from pointsman.observability.access_log import AccessLog
 from pointsman.observability.decisions import DecisionRing
-from pointsman.observability.telemetry import Telemetry
+from pointsman.observability.telemetry import Gauges, Telemetry
 from pointsman.predictor.speed import SAMPLE_S
 from pointsman.prefix.approximate import PrefixIndex
 from pointsman.prefix.follow import follow
 from pointsman.prefix.kv_events import KvEvents
+from pointsman.prefix.precise import PreciseIndex
+from pointsman.prefix.shared_blocks import SharedBlocks, shared_blocks
 from pointsman.proxy.admin import Admin
 from pointsman.proxy.cache_truth.observer import CacheTruth
 from pointsman.proxy.cache_truth.report import CacheReport
@@ -104,9 +106,12 @@ class Core:
         self.precise = precise_index(settings.kv_events.index_bytes, policy)
         size = settings.prefix.block_tokens
         follow(self.index, self.pool, fixed_block_tokens=size, precise=self.precise)
-        self.kv_events = KvEvents(self.pool, settings.kv_events, self.precise, clock)
+        self.shared = shared_blocks(settings.shared_index, self.precise, self.pool, clock)
+        self.blocks: SharedBlocks | PreciseIndex = self.shared or self.precise
+        """All that is known of what engines tell: ``precise``, and what is shared."""
+        self.kv_events = KvEvents(self.pool, settings.kv_events, self.blocks, clock)
         self.tokens = Tokens(settings.tokens, self.pool)
-        services = Services(self.index, clock, random.Random(settings.scheduling.seed), self.precise)
+        services = Services(self.index, clock, random.Random(settings.scheduling.seed), self.blocks)
         self.scheduler = scheduler = build_scheduler(policy, services)
         learned = settings.learned
         self.learned_file = LearnedFile(learned, self.pool, scheduler, wall) if learned.path else None
@@ -115,9 +120,10 @@ class Core:
             self.cache_truth, self.pool, self.index, self.precise, self.tokens, clock
         )
         gauges = PoolGauges(self.pool, self.index, clock)
-        self.telemetry = Telemetry(
-            lambda: chain(gauges(), self.tokens.metrics(), self.cache_report.metrics())
-        )
+        sources: list[Gauges] = [gauges, self.tokens.metrics, self.cache_report.metrics]
+        if self.shared:
+            sources.append(self.shared.metrics)
+        self.telemetry = Telemetry(lambda: chain.from_iterable(source() for source in sources))
         self.pool.listen(self._on_pool)
         self.decisions = DecisionRing(settings.decisions.keep)
         self.access_log = AccessLog(out or sys.stdout)
@@ -135,7 +141,7 @@ class Core:
             sees_responses=sees_responses,
             knows_models=knows_models,
         )
-        self.opening = Deciding(self.router, self.precise, self.tokens)
+        self.opening = Deciding(self.router, self.blocks, self.tokens, self.shared, settings.tokens.budget_s)
         metrics = metrics_settings(policy, settings.metrics)
         self.scraper = Scraper(self.pool, metrics, clock, page_source(policy))
         discovery = discovery_settings(policy, settings.discovery)
@@ -182,6 +188,7 @@ class Core:
                     self._watch(),
                     *((self.tracing.run(),) if self.tracing else ()),
                     *((self.learned_file.run(),) if self.learned_file else ()),
+                    *((self.shared.run(),) if self.shared else ()),
                 )
             ]
             try:

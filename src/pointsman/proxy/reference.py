@@ -22,7 +22,8 @@ own words.
 
 def page() -> str:
     """The whole reference page."""
-    application = Application(load(endpoints=["http://127.0.0.1:1"]))
+    everything = load(None, ["shared_index.redis=redis://127.0.0.1"], ["http://127.0.0.1:1"])
+    application = Application(everything)
     lines = [HEAD]
     for family in application.core.telemetry.collect():
         name = family.name + ("_total" if family.type == "counter" else "")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pointsman.predictor.latency import Latency
 from pointsman.prefix.approximate import PrefixIndex, PrefixMatch
-from pointsman.prefix.precise import PreciseIndex
+from pointsman.prefix.block_index import BlockIndex
 from pointsman.scheduling.media import MediaIndex
 from pointsman.scheduling.topology import TopologyLabels
 from pointsman.types import Clock, Endpoint, InferenceRequest
@@ -29,7 +29,7 @@ class Services:
     __slots__ = ("attributes", "clock", "latency", "media", "precise", "prefix", "rng", "topology")
 
     def __init__(
-        self, prefix: PrefixIndex, clock: Clock, rng: random.Random, precise: PreciseIndex | None = None
+        self, prefix: PrefixIndex, clock: Clock, rng: random.Random, precise: BlockIndex | None = None
     ) -> None:
         self.prefix = prefix
         self.precise = precise

@@ -204,7 +204,7 @@ class Fleet:
                 ),
                 self._ends,
                 ends,
-                bool(core.precise.slots),
+                bool(core.blocks.slots),
                 core.tracing is not None,
             )
             if now != self._state:
