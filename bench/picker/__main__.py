@@ -153,7 +153,11 @@ def running(variant: Variant, endpoints: list[int], folder: Path) -> Iterator[tu
 
 
 def window(workload: Workload, port: int, pids: list[int], seed: int) -> dict[str, float]:
-    """CPU us a unit of Envoy and of the picker, and how much was done."""
+    """CPU us a unit of Envoy and of the picker, how much was done, and which share of answers was wrong.
+
+    A picker that closes its stream loses answers where its last two writes are read apart: an endpoint of
+    this bench may answer in between.
+    """
     command = [str(setup.LOADGEN), *workload.loadgen_arguments([port], seed, None)]
     pipe = subprocess.PIPE
     with subprocess.Popen(["taskset", "-c", "1", *command], stdin=pipe, stdout=pipe, text=True) as load:
@@ -167,12 +171,15 @@ def window(workload: Workload, port: int, pids: list[int], seed: int) -> dict[st
             load.stdin.write("\n")
             load.stdin.flush()
         client = json.loads(load.stdout.readline())
-    wrong = {k: client[k] for k in ("bad_status", "incomplete", "closed") if client[k]}
-    if wrong:
-        raise SystemExit(f"{workload.name}: answers were not as due: {wrong}; pids {pids}; {client}")
+    wrong = sum(client[kind] for kind in ("bad_status", "incomplete", "closed"))
     done = client["events"] if workload.unit == "chunk" else client["done"]
     spent = [(end - start) * 1e6 / done for start, end in zip(*read, strict=True)]
-    return {"envoy": sum(spent[:1]), "picker": sum(spent[1:]), "per_s": done / client["elapsed_s"]}
+    return {
+        "envoy": sum(spent[:1]),
+        "picker": sum(spent[1:]),
+        "per_s": done / client["elapsed_s"],
+        "wrong": wrong / client["answered"],
+    }
 
 
 def main() -> int:
@@ -206,11 +213,12 @@ def main() -> int:
 def print_table(workload: Workload, found: dict[str, list[dict[str, float]]]) -> None:
     """Medians with their range, and the ratios that the bars are about."""
     print(f"\n### {workload.name}: {workload.title}\n")
-    print(f"| | picker us/{workload.unit} | Envoy us/{workload.unit} | {workload.unit}s/s |")
-    print("|---|---|---|---|")
+    print(f"| | picker us/{workload.unit} | Envoy us/{workload.unit} | {workload.unit}s/s | answers cut |")
+    print("|---|---|---|---|---|")
     for name, runs in found.items():
         cells = [shown([run[key] for run in runs]) for key in ("picker", "envoy", "per_s")]
-        print(f"| {name} | {' | '.join(cells)} |")
+        cut = max(run["wrong"] for run in runs)
+        print(f"| {name} | {' | '.join(cells)} | {f'{cut:.2%} at most' if cut else 'none'} |")
     middle = {name: statistics.median(run["picker"] for run in runs) for name, runs in found.items()}
     bare = statistics.median(run["envoy"] for run in found["Envoy alone"])
     for ours, theirs in ((VARIANTS[1].name, VARIANTS[2].name), (VARIANTS[3].name, VARIANTS[4].name)):
