@@ -250,7 +250,7 @@ class Connection(asyncio.Protocol):
         self._heard, self._asked = True, False
         self.out.held = True
         try:
-            self._rest = self._frames(self._rest + data if self._rest else data)
+            self._rest = self._take(data)
         except Failure as exc:
             self._rest = b""
             self._fail(exc.code, str(exc))
@@ -258,9 +258,21 @@ class Connection(asyncio.Protocol):
             self.out.held = False
         self.out.flush()
 
-    def _frames(self, data: bytes) -> bytes:
-        """Handle the whole frames in ``data``; returns what is left."""
-        at, end = 0, len(data)
+    def _take(self, data: bytes) -> bytes:
+        """Handle the whole frames in what was left and ``data``; returns what is left."""
+        rest = self._rest
+        if len(rest) < 9 or not self._begun:
+            return self._frames(rest + data)
+        high, low, *_ = HEADER.unpack_from(rest)
+        begin = 9 + (high << 8 | low) - len(rest)
+        if begin > len(data):
+            return rest + data
+        self._frames(rest + data[:begin])  # that frame alone: what follows is not copied
+        return self._frames(data, begin)
+
+    def _frames(self, data: bytes, at: int = 0) -> bytes:
+        """Handle the whole frames in ``data``, of which ``at`` bytes are done; returns what is left."""
+        end = len(data)
         if not self._begun:
             if data[:24] != PREFACE[:end]:
                 raise Failure(Code.PROTOCOL_ERROR, "not HTTP/2")

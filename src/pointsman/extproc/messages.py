@@ -53,8 +53,6 @@ class Head(NamedTuple):
 class Body(NamedTuple):
     """A piece of a body."""
 
-    raw: bytes
-    """The ``HttpBody`` as it came."""
     data: bytes
     end: bool
 
@@ -80,7 +78,7 @@ def read(data: bytes) -> tuple[int, Head | Body | None]:
             return RESPONSE_HEADERS, _head(message, message.response_headers)
         case "request_body" | "response_body":
             http = getattr(message, kind)
-            body = Body(http.SerializeToString(), http.body, http.end_of_stream)
+            body = Body(http.body, http.end_of_stream)
             return REQUEST_BODY if kind == "request_body" else RESPONSE_BODY, body
         case "request_trailers":
             return REQUEST_TRAILERS, None
@@ -113,7 +111,7 @@ def _body(data: bytes) -> Body | None:
             last = number != 0
         else:
             return None
-    return Body(data[start:end], piece, last) if at == end else None
+    return Body(piece, last) if at == end else None
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -309,13 +307,6 @@ def response_body(body: bytes) -> bytes:
     return _field(0x22, _field(0x0A, _field(0x1A, _field(0x0A, body) if body else b"\x10\x01")))
 
 
-def streamed(of_request: bool, body: Body) -> Sequence[bytes]:
-    """A piece of a body on its way on, in FULL_DUPLEX_STREAMED."""
-    if len(body.data) <= MAX_CHUNK_BYTES:
-        return (_piece(of_request, body.raw),)
-    return chunks(of_request, body.data, body.end)
-
-
 def chunks(of_request: bool, body: bytes, end: bool) -> Sequence[bytes]:
     """A body in pieces that Envoy takes; the last one says ``end``. One empty piece for an empty body."""
     if len(body) <= MAX_CHUNK_BYTES:
@@ -326,23 +317,14 @@ def chunks(of_request: bool, body: bytes, end: bool) -> Sequence[bytes]:
 
 def _chunk(of_request: bool, data: bytes, end: bool) -> bytes:
     prefix = _chunk_prefix(of_request, len(data), end)
-    return prefix + data + _END if end else prefix + data
+    return b"".join((prefix, data, _END)) if end else prefix + data
 
 
 @lru_cache(maxsize=4096)
 def _chunk_prefix(of_request: bool, length: int, end: bool) -> bytes:
+    """Up to the bytes of BodyResponse{CommonResponse{BodyMutation{streamed_response}}}."""
     prefix = _prefix(0x0A, length)
-    return _piece_prefix(of_request, len(prefix) + length + 2 * end) + prefix
-
-
-def _piece(of_request: bool, raw: bytes) -> bytes:
-    """BodyResponse{CommonResponse{BodyMutation{streamed_response}}}."""
-    return _piece_prefix(of_request, len(raw)) + raw
-
-
-@lru_cache(maxsize=4096)
-def _piece_prefix(of_request: bool, length: int) -> bytes:
-    prefix = b""
+    length += len(_END) if end else 0
     for tag in (0x1A, 0x1A, 0x0A, 0x1A if of_request else 0x22):
         prefix = _prefix(tag, length + len(prefix)) + prefix
     return prefix

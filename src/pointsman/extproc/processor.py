@@ -242,7 +242,7 @@ class Process:
         head = self._head
         if head is None:  # decided on without it
             if self._request_mode == FULL_DUPLEX:
-                for answer in messages.streamed(True, body):
+                for answer in messages.chunks(True, body.data, body.end):
                     self._stream.send(answer)
             else:
                 self._stream.send(messages.REQUEST_BODY_SEEN)

@@ -105,8 +105,6 @@ class Reply:
         data = self._names_back(body.data)
         if self._mode != FULL_DUPLEX:
             return (messages.RESPONSE_BODY_SEEN if data == body.data else messages.response_body(data),)
-        if data is body.data:
-            return messages.streamed(False, body)
         return messages.chunks(False, data, body.end)
 
     def _names_back(self, data: bytes) -> bytes:
