@@ -47,6 +47,13 @@ test-vllm: setup
 	$(BIN)/python tests_vllm/setup.py
 	$(BIN)/python -m pytest tests_vllm $(ARGS)
 
+# The shared index in a real Redis or Valkey, which must be installed (Debian: redis-server); `make test` skips it else
+.PHONY: test-redis
+test-redis: setup
+	@command -v redis-server >/dev/null || command -v valkey-server >/dev/null || \
+	  { echo "test-redis: needs redis-server or valkey-server on the path" >&2; exit 2; }
+	$(BIN)/python -m pytest tests/prefix/test_shared.py tests/proxy/test_shared_index.py $(ARGS)
+
 # Ten minutes of load on engines that are killed, hung and restarted; ARGS as in `python -m bench.soak --help`
 .PHONY: soak
 soak: setup

@@ -24,7 +24,8 @@ from pointsman.prefix.blocks_match import BlockMatch, Keys, find
 from pointsman.prefix.blocks_schemes import LlmD
 from pointsman.prefix.kv_wire import Cleared, Event, Removed, Stored
 from pointsman.prefix.precise import FULL_ATTENTION, TIER_WEIGHTS
-from pointsman.prefix.shared_layout import engine_key, field, holder, pairs, written, written_key
+from pointsman.prefix.shared_layout import engine_key, field, holder, pairs, written_key, written_suffix
+from pointsman.prefix.shared_scripts import MOST_ARGUMENTS, READ, WRITE, Arguments
 from pointsman.types import InferenceRequest
 
 if TYPE_CHECKING:  # an extra
@@ -38,6 +39,8 @@ MAX_QUEUED = 20_000
 """Events that wait to be written; what comes while so many do is lost, and counted."""
 BATCH = 1000
 """Events that are written at once, and keys that are fetched at once."""
+FIRST = 64
+"""Keys that are fetched before the others: most prompts have no more than their beginning in common."""
 MAX_CACHED = 500_000
 """Keys, of requests and of engines each, that are remembered here: about 100 MB."""
 RETRY_S = 1.0
@@ -199,12 +202,11 @@ class SharedIndex:
 
         self._expire(now_s)
         try:
-            for chain in keys[self._scheme.block_tokens]:
-                for at in range(0, len(chain), BATCH):
-                    if not await self._fetch(
-                        [k for k in chain[at : at + BATCH] if k not in self._fetched], now_s
-                    ):
-                        break
+            for those in keys[self._scheme.block_tokens]:
+                new = [key for key in those if key not in self._fetched]
+                at, count = 0, FIRST
+                while at < len(new) and await self._fetch(new[at : at + count], now_s):
+                    at, count = at + count, BATCH
         except (RedisError, OSError) as exc:
             self._failed("read", exc)
             return False
@@ -213,23 +215,27 @@ class SharedIndex:
 
     async def _fetch(self, keys: Sequence[int], now_s: float) -> bool:
         """False where a block is held by nobody: what comes after it does not matter."""
-        if not keys:
-            return True
-        pipeline = self._client.pipeline(transaction=False)
-        for key in keys:
-            pipeline.hkeys(str(key))
-        answers: list[list[bytes]] = await pipeline.execute()
-        seen = set(self.slots)
-        for key, fields in zip(keys, answers, strict=True):
-            self._fetched[key] = now_s
-            for each in filter(None, map(holder, fields)):
-                slot = self._slot_of.get(each.pod_identifier)
-                if slot is not None and not each.speculative:
-                    table = self._holders.setdefault(each.device_tier, {})
-                    table[key] = table.get(key, 0) | 1 << slot
-                    seen.add(slot)
-        self.slots = frozenset(seen)
-        return all(answers)
+        runs: list[tuple[int, list[bytes]]] = await self._client.eval(READ, 0, " ".join(map(str, keys)))
+        at = 0
+        for count, fields in runs:
+            for tier, bits in self._bits(fields).items():
+                table = self._holders.setdefault(tier, {})
+                for key in keys[at : at + count]:
+                    table[key] = table.get(key, 0) | bits
+            at += count
+        self._fetched.update(dict.fromkeys(keys, now_s))
+        return at == len(keys)
+
+    def _bits(self, fields: Sequence[bytes]) -> dict[str, int]:
+        """By tier, the bits of those who hold a block."""
+        tiers: dict[str, int] = {}
+        for each in filter(None, map(holder, fields)):
+            slot = self._slot_of.get(each.pod_identifier)
+            if slot is not None and not each.speculative:
+                tiers[each.device_tier] = tiers.get(each.device_tier, 0) | 1 << slot
+                if slot not in self.slots:
+                    self.slots |= {slot}
+        return tiers
 
     def match(self, request: InferenceRequest, now_s: float, keys: Keys | None = None) -> BlockMatch:
         """What has been fetched of the request's prompts."""
@@ -317,36 +323,40 @@ class SharedIndex:
     async def _write(self, batch: Sequence[tuple[_Endpoint, Event]]) -> None:
         """Nothing in it harms when it is done twice."""
         await self._learn(batch)
-        pipeline = self._client.pipeline(transaction=False)
         emptied: dict[int, tuple[int, ...]] = {}
+        arguments: Arguments = []
         for endpoint, event in batch:
-            address = endpoint.address
             if isinstance(event, Cleared):
-                await pipeline.execute()
-                await self._clear(address)
+                await self._change(arguments)
+                await self._clear(endpoint.address)
             elif isinstance(event, Stored):
                 stored = self._stored(event, endpoint.model)
-                name = field(address, event.medium, event.group)
-                for engine_hash, key, place in stored:
-                    pipeline.zadd(engine_key(engine_hash), {str(key): place})
-                    pipeline.persist(engine_key(engine_hash))
+                for engine_hash, _, _ in stored:
                     emptied.pop(engine_hash, None)
-                members = []
-                for key in {key for _, key, _ in stored}:
-                    pipeline.hset(str(key), name, "")
-                    members.append(written(key, event.medium, event.group))
-                if members:
-                    pipeline.sadd(written_key(address), *members)
+                arguments += self._head("stored", endpoint.address, event.medium, event.group, len(stored))
+                for engine_hash, key, place in stored:
+                    arguments += (key, engine_hash, place)
             elif isinstance(event, Removed):
-                name = field(address, event.medium, event.group or 0)
-                for engine_hash in event.hashes:
-                    keys = self._keys_of.get(engine_hash, ())
-                    emptied[engine_hash] = keys
-                    for key in keys:
-                        pipeline.hdel(str(key), name)
-                        pipeline.srem(written_key(address), written(key, event.medium, event.group or 0))
-        await pipeline.execute()
+                gone = {engine_hash: self._keys_of.get(engine_hash, ()) for engine_hash in event.hashes}
+                emptied.update(gone)
+                keys = [key for those in gone.values() for key in those]
+                arguments += self._head("removed", endpoint.address, event.medium, event.group, len(keys))
+                arguments += keys
+            if len(arguments) >= MOST_ARGUMENTS:
+                await self._change(arguments)
+        await self._change(arguments)
         await self._forget(emptied)
+
+    def _head(self, what: str, address: str, tier: str, group: int | None, count: int) -> Arguments:
+        """Of so many blocks."""
+        group = group or 0
+        return [what, field(address, tier, group), written_key(address), written_suffix(tier, group), count]
+
+    async def _change(self, arguments: Arguments) -> None:
+        """Have it done, and forget the arguments."""
+        if arguments:
+            await self._client.eval(WRITE, 0, *arguments)
+            arguments.clear()
 
     async def _learn(self, batch: Sequence[tuple[_Endpoint, Event]]) -> None:
         """What the hashes stand for that the events build on, as far as others have written it."""

@@ -54,9 +54,9 @@ def written_key(address: str) -> str:
     return f"engine:pointsman:{address}"
 
 
-def written(key: int, tier: str, group: int) -> str:
-    """A member of that set."""
-    return f"{key} {group} {tier}"
+def written_suffix(tier: str, group: int) -> str:
+    """What comes after a key in a member of that set."""
+    return f" {group} {tier}"
 
 
 def pairs(hashes: Sequence[int], keys: Sequence[int]) -> Iterator[tuple[int, int, int]]:
