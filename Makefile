@@ -68,3 +68,8 @@ bench-twin-live: setup
 .PHONY: bench-worlds
 bench-worlds: setup
 	$(BIN)/python -m bench.worlds $(ARGS)
+
+# Requests go to the same places behind Envoy and the picker as behind `serve`, 8 minutes; ARGS as in `python -m bench.placement --help`
+.PHONY: test-envoy-fleet
+test-envoy-fleet: setup
+	$(BIN)/python -m bench.placement $(ARGS)

@@ -33,10 +33,15 @@ class Site(msgspec.Struct, frozen=True):
 
 
 @contextlib.asynccontextmanager
-async def site(fleet: FleetFile, settings: Settings, folder: Path) -> AsyncIterator[Site]:
+async def site(
+    fleet: FleetFile, settings: Settings, folder: Path, command: str = "serve"
+) -> AsyncIterator[Site]:
     """Both processes for as long as the block lasts; ``folder`` is for their files. Endpoints and ports of
-    the router's ``settings`` are set here, and its clock runs as fast as the engines.
+    the router's ``settings`` are set here, and its clock runs as fast as the engines. ``command`` is what
+    of ours routes; all but `serve` have no other clock than ours.
     """
+    pace = ("--clock-speed", f"{fleet.speed:g}") if command == "serve" else ()
+    assert pace or fleet.speed == 1, f"`pointsman {command}` cannot be sped up"
     async with contextlib.AsyncExitStack() as stack:
         file = _written(fleet, folder / "fleet.yaml")
         engines = await stack.enter_async_context(running("fleet", ("engine", "--fleet", file)))
@@ -46,11 +51,10 @@ async def site(fleet: FleetFile, settings: Settings, folder: Path) -> AsyncItera
             endpoints=tuple(Endpoint(url=url, name=name) for name, url in urls.items()),
             server=structs.replace(settings.server, host="127.0.0.1", port=0),
             admin=structs.replace(settings.admin, port=0),
+            envoy=structs.replace(settings.envoy, admin_port=0),
         )
         file = _written(told, folder / "router.yaml")
-        router = await stack.enter_async_context(
-            running("router", ("serve", "--config", file, "--clock-speed", f"{fleet.speed:g}"))
-        )
+        router = await stack.enter_async_context(running("router", (command, "--config", file, *pace)))
         url = (await router.says(r"^base URL: (\S+)/v1$", _READY_S))[1]
         admin_url = (await router.says(r"^admin:\s+(http://[^/\s]+)", _READY_S))[1]
         yield Site(engines, router, url, admin_url, urls)
