@@ -17,11 +17,17 @@ import pytest
 import redis.asyncio
 from redis.exceptions import ConnectionError as Away
 
+from pointsman.config import Endpoint
+from pointsman.endpoints.pool import Pool
+from pointsman.endpoints.target import targets_of
 from pointsman.errors import SettingsError
+from pointsman.prefix.blocks_match import BlockMatch
 from pointsman.prefix.blocks_schemes import LlmD
 from pointsman.prefix.keys import Scheme
 from pointsman.prefix.kv_wire import Cleared, Event, Removed, Stored
+from pointsman.prefix.precise import PreciseIndex
 from pointsman.prefix.shared import BATCH, FRESH_S, MAX_QUEUED, SharedIndex, connect
+from pointsman.prefix.shared_blocks import SharedBlocks
 from pointsman.prefix.shared_layout import pairs
 from pointsman.testing import request
 from pointsman.types import InferenceRequest, Tokenized
@@ -248,6 +254,89 @@ async def test_what_the_server_refuses_is_lost_and_the_rest_is_written(both: Pai
     assert both.one.lost == 1
     await both.tell(both.one, 0, stored(0, 96))
     assert await both.found(both.other, ask(), 0.0) == {5: 96}
+
+
+async def test_what_an_engine_told_before_its_model_is_known_is_written_then(both: Pair) -> None:
+    index = SharedIndex(both.client, LlmD("xxh64"))
+    index.apply(0, [stored(0, 48)], 0.0)
+    assert (index.waiting, index.slots) == (1, frozenset())
+    index.add(0, A, "m")
+    await both.tell(index, 0, stored(48, 96))
+    assert await both.found(both.other, ask(), 0.0) == {5: 96}
+
+
+async def test_other_names_of_the_base_model_lead_to_the_same_blocks(both: Pair) -> None:
+    await both.tell(both.one, 0, stored(0, 96))
+    both.other.add(5, A, "m", ["also m"])
+    both.other.add(3, B, "n", ["m"])  # here it is another name, and there its own
+    assert await both.found(both.other, ask(model="also m"), 0.0) == {5: 96}
+    assert await both.found(both.other, ask(), 0.0) == {5: 96}
+
+
+async def test_who_leaves_is_taken_out_by_those_who_were_told(both: Pair) -> None:
+    await both.tell(both.one, 0, stored(0, 96))
+    both.other.remove(5)
+    assert both.other.waiting == 0
+    assert await both.found(both.one, ask(), 0.0) == {0: 96}
+    both.one.remove(0)
+    await both.tell(both.one, 1, stored(0, 32))
+    both.other.add(5, A, "m")
+    assert await both.found(both.other, ask(), 9.0) == {3: 32}
+
+
+async def test_names_from_outside_are_only_names(both: Pair) -> None:
+    odd = "a b\n'\" 7"
+    await both.tell(both.one, 0, stored(0, 48, medium=odd), stored(48, 96, medium=odd))
+    assert await both.found(both.other, ask(), 0.0) == {5: 96}
+    await both.tell(both.one, 0, Cleared())
+    assert await both.found(both.other, ask(), 9.0) == {}
+
+
+class Shared:
+    """A router's own index and the shared one, and endpoints that it hears or does not."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self.pool, self.own = Pool(lambda: 0.0), PreciseIndex()
+        self.shared = SharedIndex(client, LlmD("xxh64"))
+        self.blocks = SharedBlocks(self.own, self.shared, self.pool, lambda: 0.0)
+        for address in (A, B):
+            (target,) = targets_of(Endpoint(url=f"http://{address}"))
+            self.pool.add(target, "test")
+            self.pool.learn_models(address, [{"id": "m"}])
+
+    async def match(self, asked: InferenceRequest) -> BlockMatch:
+        reading = self.blocks.read(asked, self.pool.candidates("m"), 9.0)
+        assert (reading if isinstance(reading, str) else await reading) == ""
+        return self.blocks.match(asked, 0.0)
+
+
+async def test_what_was_heard_here_goes_before_what_others_wrote(both: Pair) -> None:
+    await both.tell(both.one, 0, stored(0, 96))
+    await both.tell(both.one, 1, stored(0, 96))
+    router = Shared(both.client)
+    assert (await router.match(ask())).tokens_by_slot == {0: 96, 1: 96}
+    router.blocks.add(0)
+    router.blocks.apply(0, [stored(0, 32)], 0.0)
+    assert (await router.match(ask())).tokens_by_slot == {0: 32, 1: 96}
+    router.own.suspend(1)
+    asked = ask()
+    found = await router.match(asked)
+    assert (found.slots, found.tokens_by_slot) == ({0}, {0: 32})
+    router.blocks.sent(0, asked, 0.0, found)
+    assert router.blocks.match(asked, 0.0).tokens_by_slot == {0: 96}
+
+
+async def test_who_begins_late_to_listen_leaves_what_others_wrote(both: Pair) -> None:
+    await both.tell(both.one, 0, stored(0, 96))
+    router = Shared(both.client)
+    router.blocks.add(0)
+    router.blocks.missed(0)
+    router.blocks.apply(0, [stored(0, 32)], 0.0)
+    found = await router.match(ask())
+    assert (found.tokens_by_slot, found.partial) == ({0: 96}, {0})
+    waiting = router.shared.waiting
+    router.blocks.missed(0)  # now what we wrote may be wrong
+    assert router.shared.waiting == waiting + 1
 
 
 def test_an_address_that_is_none_is_said_so() -> None:
