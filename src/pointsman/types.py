@@ -319,6 +319,8 @@ class Decision(msgspec.Struct):
     """Why the prompts' token ids were wanted and not known."""
     sent_tokens: int = 0
     """What ``matched_tokens`` would be by what was sent there alone."""
+    request_headers: tuple[tuple[str, str], ...] = ()
+    """Told to the endpoint, or to a sidecar before it."""
     response_headers: tuple[tuple[str, str], ...] = ()
     tried: tuple[str, ...] = ()
     """Endpoints that failed this request before ``chosen`` got it."""

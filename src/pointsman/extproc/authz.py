@@ -142,8 +142,12 @@ class FastLane:
             return
         name = self.completions.name()
         self.completions.add(name, found, at_s)
-        where = self._where(found)
-        self._write(client, b"%b%b\r\nx-pointsman-flight: %b\r\n\r\n" % (CHOSEN, where, name.encode()))
+        told = "".join(f"\r\n{name}: {value}" for name, value in found.decision.request_headers)
+        self._write(
+            client,
+            b"%b%b\r\nx-pointsman-flight: %b%b\r\n\r\n"
+            % (CHOSEN, self._where(found), name.encode(), told.encode("latin-1")),
+        )
 
     def _write(self, client: ClientConnection, answer: bytes) -> None:
         client.waiting = False

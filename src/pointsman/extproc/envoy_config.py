@@ -33,16 +33,13 @@ DECIDE = "/decide"
 AUTHZ = "envoy.filters.http.ext_authz"
 EXT_PROC = "envoy.filters.http.ext_proc"
 
-STRIPPED = (
-    DESTINATION,
-    SERVED,
-    DROPPED,
-    FLIGHT,
+FOR_SIDECARS = (
     "x-prefiller-host-port",
     "x-encoder-hosts-ports",
     "x-data-parallel-host-port",
     "x-kv-cache-source-host-port",
 )
+STRIPPED = (DESTINATION, SERVED, DROPPED, FLIGHT, *FOR_SIDECARS)
 """The picker's to say. A client that could say them would steer requests to whatever address it names."""
 
 READ_BY_AUTHZ = ("content-type", "cookie", "authorization", "x-request-id", "x-api-key")
@@ -301,7 +298,7 @@ def _ext_proc(settings: Settings) -> Tree:
 def _authz(settings: Settings) -> Tree:
     """Ask over plain HTTP: an answer of 200 names the endpoint, any other goes to the client."""
     answer: Tree = {
-        "allowed_upstream_headers": _exactly(DESTINATION),
+        "allowed_upstream_headers": _exactly(DESTINATION, *FOR_SIDECARS),
         "allowed_client_headers": _exactly("content-type", "retry-after", DROPPED),
         "dynamic_metadata_from_headers": _exactly(FLIGHT),
     }

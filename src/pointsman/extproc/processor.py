@@ -357,11 +357,14 @@ class Process:
         """
         processor, send = self._processor, self._stream.send
         request = flight.request
-        sets = [] if "x-request-id" in head.headers else [("x-request-id", request.id)]
+        sets = list(flight.decision.request_headers)
+        removed = tuple(name for name in stripped(head.headers) if name not in dict(sets))
+        if "x-request-id" not in head.headers:
+            sets.append(("x-request-id", request.id))
         if request.body and (changed or self._request_mode == FULL_DUPLEX):
             sets.append(("content-length", str(len(request.body))))
         self._name = processor.completions.name()
-        chosen = Chosen(address, sets, stripped(head.headers), self._name, processor.scores(flight.decision))
+        chosen = Chosen(address, sets, removed, self._name, processor.scores(flight.decision))
         if self._request_mode in (BUFFERED, BUFFERED_PARTIAL):
             send(chosen.with_body(request.body if changed else None))
             return

@@ -21,14 +21,26 @@ Tiers = Sequence[tuple[float, Table]]
 class BlockMatch:
     """How much of a request's prompts each endpoint holds, and the keys that were asked for."""
 
-    __slots__ = ("keys", "partial", "prompt_tokens", "runs", "slots", "tokens_by_slot", "weighted_by_slot")
+    __slots__ = (
+        "_counts",
+        "by_size",
+        "keys",
+        "partial",
+        "prompt_tokens",
+        "runs",
+        "slots",
+        "tables",
+        "tokens_by_slot",
+        "weighted_by_slot",
+    )
 
     def __init__(
         self, request: InferenceRequest, keys: Keys, slots: Collection[int], partial: Collection[int] = ()
     ) -> None:
         prompts = request.tokenized
+        self._counts = [len(prompt.ids) // TOKEN_BYTES for prompt in prompts]
         self.keys = keys
-        self.prompt_tokens = sum(len(prompt.ids) for prompt in prompts) // TOKEN_BYTES
+        self.prompt_tokens = sum(self._counts)
         self.slots = slots if prompts else frozenset()
         """Those it speaks for."""
         self.partial = partial
@@ -39,10 +51,30 @@ class BlockMatch:
         """The same, each block weighted by the best tier it is in."""
         self.runs: dict[int, list[Mapping[int, int]]] = {}
         """By block size, for each prompt: leading blocks that engines have told of, by slot."""
+        self.by_size: Mapping[int, int] = {}
+        """Block size to the bits of the endpoints that have it."""
+        self.tables: Mapping[str, Table] = {}
+        """By tier, who holds which block now."""
 
     def tokens(self, slot: int) -> int:
         """Leading prompt tokens that ``slot`` has in its cache."""
         return self.tokens_by_slot.get(slot, 0)
+
+    def tokens_in(self, tier: str) -> Mapping[int, int]:
+        """Leading prompt tokens whose blocks an endpoint has in this tier, by slot; only of those that have
+        any.
+        """
+        table, found = self.tables.get(tier), dict[int, int]()
+        for size, chains in self.keys.items() if table else ():
+            for tokens, chain in zip(self._counts, chains, strict=True):
+                runs = _runs(table or {}, chain, _reused(tokens, chain, size), self.by_size.get(size, 0))
+                for slot, run in runs.items():
+                    found[slot] = found.get(slot, 0) + run * size
+        return found
+
+    def block_tokens(self, slot: int) -> int:
+        """Tokens in a block at ``slot``; 0 where that is not known."""
+        return next((size for size, bits in self.by_size.items() if bits >> slot & 1), 0)
 
     def weighted(self, slot: int) -> float:
         """Tokens, those in slower tiers counting less."""
@@ -67,11 +99,13 @@ def find(
     tiers: Tiers,
     expected: Expected,
     partial: Collection[int] = (),
+    tables: Mapping[str, Table] | None = None,
 ) -> BlockMatch:
     """The longest runs of the request's blocks at ``slots``, of which the ``partial`` may hold more;
-    ``by_size`` has the bits of the endpoints with each block size.
+    ``by_size`` has the bits of the endpoints with each block size, and ``tables`` the tiers by their names.
     """
     found = BlockMatch(request, keys, slots, partial)
+    found.by_size, found.tables = by_size, tables or {}
     tokens, weighted = found.tokens_by_slot, dict[int, float]()
     only_full = len(tiers) == 1 and tiers[0][0] == 1.0
     if not only_full:
@@ -80,8 +114,7 @@ def find(
         among = by_size.get(size, 0)
         told = found.runs[size] = []
         for prompt, chain in zip(request.tokenized, chains, strict=True):
-            # Engines compute the last token anew, whatever they hold.
-            count = min(len(chain), max(0, len(prompt.ids) // TOKEN_BYTES - 1) // size)
+            count = _reused(len(prompt.ids) // TOKEN_BYTES, chain, size)
             if only_full:
                 runs = _runs(tiers[0][1], chain, count, among)
             else:
@@ -94,6 +127,11 @@ def find(
             for slot, run in runs.items():
                 tokens[slot] = tokens.get(slot, 0) + run * size
     return found
+
+
+def _reused(tokens: int, chain: Sequence[int], size: int) -> int:
+    """How many blocks at most: engines compute the last token anew, whatever they hold."""
+    return min(len(chain), max(0, tokens - 1) // size)
 
 
 def _runs(table: Table, chain: Sequence[int], count: int, alive: int) -> dict[int, int]:

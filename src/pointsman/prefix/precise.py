@@ -22,7 +22,8 @@ from pointsman.types import InferenceRequest
 
 DEFAULT_MAX_BYTES = 2 * 1024**3
 """llm-d's for its index that is bounded by memory (facts 5.2)."""
-TIER_WEIGHTS: Mapping[str, float] = {GPU: 1.0, "cpu": 0.8, "disk": 0.5}
+CPU = "cpu"
+TIER_WEIGHTS: Mapping[str, float] = {GPU: 1.0, CPU: 0.8, "disk": 0.5}
 """What a block is worth by where it is: llm-d's, and the disk. In other tiers it counts fully, as there."""
 FULL_ATTENTION = frozenset({"", "full_attention", "mla_attention", "sink_full_attention"})
 """Kinds of KV cache groups whose blocks, when held, are a prefix to begin from. Of sliding windows and Mamba
@@ -275,7 +276,8 @@ class PreciseIndex:
         self._expected.expire(now_s)
         if keys is None:
             keys = self.keys(request)
-        return find(request, keys, self.slots, self._by_size, self._tiers(), self._expected, self.partial)
+        tiers, tables = self._tiers(), self._blocks.holders
+        return find(request, keys, self.slots, self._by_size, tiers, self._expected, self.partial, tables)
 
     def sent(
         self, slot: int, request: InferenceRequest, now_s: float, match: BlockMatch | None = None

@@ -116,7 +116,14 @@ class Exchange:
             self._asked = request is not self.request
         connection.send(
             self,
-            forwarded_head(head, request, self._client, connection.connections, uncompressed=self._asked),
+            forwarded_head(
+                head,
+                request,
+                self._client,
+                connection.connections,
+                self.flight.decision,
+                uncompressed=self._asked,
+            ),
             request.body,
             without_body=head.method == b"HEAD",
         )

@@ -20,10 +20,12 @@ def forwarded_head(
     request: InferenceRequest,
     client: ClientConnection,
     connections: Connections,
+    decision: Decision,
     *,
     uncompressed: bool = False,
 ) -> bytes:
-    """The request head for the endpoint: the client's lines, under our own host, id and length.
+    """The request head for the endpoint: the client's lines, under our own host, id and length, and what the
+    decision adds.
     ``uncompressed``: so the answer shall be, since we are to read it.
     """
     name = connections.target.name + " identity" * uncompressed
@@ -33,7 +35,10 @@ def forwarded_head(
         if uncompressed:
             lines = [*(line for line in lines if _name(line) != b"accept-encoding"), _IDENTITY]
         repeats = head.forwarded[name] = _repeating(head, lines, client, connections)
-    request_id = request.id.encode("latin-1")
+    last = request.id
+    if decision.request_headers:
+        last += "".join(f"\r\n{name}: {value}" for name, value in decision.request_headers)
+    request_id = last.encode("latin-1")
     if request.body or head.method in _WITH_BODY:
         return b"%b%b\r\ncontent-length: %d\r\n\r\n" % (repeats, request_id, len(request.body))
     return b"%b%b\r\n\r\n" % (repeats, request_id)

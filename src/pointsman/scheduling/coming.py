@@ -32,7 +32,6 @@ _AREAS: Mapping[str, tuple[str, ...]] = {
         "always-disagg-pd-decider",
         "always-disagg-multimodal-decider",
         "disaggregatedset-rollout-screener",
-        "p2p-source-producer",
     ),
     "bursts of prompts that share a prefix": ("burst-prefix-cache-producer",),
     "Kubernetes": ("k8s-notification-source",),

@@ -255,4 +255,5 @@ def _told(number: int, flight: Flight) -> Decided:
         flight.guess,
         decision.response_headers,
         tuple([endpoint.name for endpoint in decision.fallbacks]),
+        decision.request_headers,
     )

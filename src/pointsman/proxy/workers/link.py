@@ -279,6 +279,7 @@ class Link:
             (),
             self._endpoint(found.endpoint),
             tuple(map(self._endpoint, found.fallbacks)),
+            request_headers=found.request_headers,
             response_headers=found.response_headers,
         )
 

@@ -172,6 +172,7 @@ class Decided(msgspec.Struct, array_like=True, gc=False):
     guess: bool = False
     response_headers: tuple[tuple[str, str], ...] = ()
     fallbacks: tuple[str, ...] = ()
+    request_headers: tuple[tuple[str, str], ...] = ()
 
 
 class Unserved(msgspec.Struct, array_like=True, gc=False):
