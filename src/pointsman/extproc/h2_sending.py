@@ -193,8 +193,9 @@ class Outgoing:
 
     def flush(self) -> None:
         """Hand the transport all that it and the windows take now."""
-        self._soon = False
+        self._soon = True  # what is said meanwhile is written below
         self.pump()
+        self._soon = False
         self._write()
 
     def _write(self) -> None:
@@ -271,9 +272,10 @@ class Outgoing:
 
     def trail(self, stream: Stream) -> None:
         """Send a finished stream's trailers."""
-        self.send(frame(HEADERS, END_HEADERS | END_STREAM, stream.id, stream.trailers))
+        end = frame(HEADERS, END_HEADERS | END_STREAM, stream.id, stream.trailers)
         if not stream.half_closed:  # the peer need not send the rest (RFC 9113, 8.1)
-            self.send(rst_stream(stream.id, Code.NO_ERROR))
+            end += rst_stream(stream.id, Code.NO_ERROR)
+        self.send(end)
         self._ends(stream, not stream.half_closed)
 
     def reset(self, stream: Stream, code: Code) -> None:

@@ -1,8 +1,8 @@
 """Envoy's ext_proc messages, in and out (envoy/service/ext_proc/v3/external_processor.proto).
 
-Headers come in through the protobuf classes. Bodies do not: a body is the first field of its message, its
-``HttpBody`` has the same field numbers as the ``StreamedBodyResponse`` of an answer, so that what came in
-goes out behind other length prefixes. What we say ourselves is written field by field; most of it is cached.
+Headers come in through the protobuf classes. Bodies do not where they are all of their message: what stands
+before the bytes is known from the message's length. What we say ourselves is written field by field; what
+stands before a text or body is cached by its length.
 """
 
 from __future__ import annotations
@@ -63,9 +63,11 @@ def read(data: bytes) -> tuple[int, Head | Body | None]:
     """
     first = data[0] if data else 0
     if first in (_REQUEST_BODY, _RESPONSE_BODY):
-        body = _body(data)
-        if body is not None:
-            return first >> 3, body
+        last = len(data) - len(_NO_METADATA) if data.endswith(_NO_METADATA) else len(data)
+        end = data.startswith(_END, last - len(_END))
+        prefix = _body_prefix(first, last, end)
+        if data.startswith(prefix):
+            return first >> 3, Body(data[len(prefix) : last - len(_END) if end else last], end)
     try:
         message = pb.ProcessingRequest.FromString(data)
     except DecodeError as exc:
@@ -90,40 +92,27 @@ def read(data: bytes) -> tuple[int, Head | Body | None]:
 
 _REQUEST_BODY, _RESPONSE_BODY = REQUEST_BODY << 3 | 2, RESPONSE_BODY << 3 | 2
 """First bytes of a message that begins with a body."""
+_END = b"\x10\x01"
+"""``end_of_stream`` of an ``HttpBody``, after its body."""
+_NO_METADATA = b"\x42\x00"
+"""Envoy ends its messages with a ``metadata_context`` even if there is none."""
 
 
-def _body(data: bytes) -> Body | None:
-    """The body at the beginning of ``data``; None where only the protobuf classes can tell."""
-    length, start = _varint(data, 1)
-    end = start + length
-    if length < 0 or end > len(data):
-        return None
-    at, piece, last = start, b"", False
-    while at < end:
-        tag = data[at]
-        number, at = _varint(data, at + 1)
-        if number < 0:
-            return None
-        if tag == 0x0A:  # body
-            piece = data[at : at + number]
-            at += number
-        elif tag == 0x10:  # end_of_stream
-            last = number != 0
-        else:
-            return None
-    return Body(piece, last) if at == end else None
+@lru_cache(maxsize=4096)
+def _body_prefix(tag: int, size: int, end: bool) -> bytes:
+    """What stands before the body in a message of ``size`` bytes that holds nothing else."""
+    message = _within(size)
+    left = message - len(_END) if end else message
+    if left == 0:
+        return _prefix(tag, message)
+    body = _within(left)
+    return _prefix(tag, message) + _prefix(0x0A, body) if body > 0 else b"not a body"
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at ``at`` and where it ends; -1 where there is none."""
-    value = shift = 0
-    for byte in data[at : at + 5]:
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    return -1, at
+def _within(size: int) -> int:
+    """The length of what a field of ``size`` bytes holds; below 0 where no field is that long."""
+    lengths = (size - 1 - digits for digits in range(1, 6))
+    return next((n for n in lengths if n >= 0 and len(_prefix(0, n)) + n == size), -1)
 
 
 def _head(message: pb.ProcessingRequest, http: pb.HttpHeaders) -> Head:
@@ -235,8 +224,6 @@ def _space_prefix(addresses: str, length: int) -> bytes:
 
 
 _double = struct.Struct("<d").pack
-_END = b"\x10\x01"
-"""``end_of_stream`` of an ``HttpBody``, after its body."""
 
 
 class Chosen(NamedTuple):
