@@ -165,8 +165,11 @@ class Rig:
     def apply(self, events: Sequence[Event]) -> None:
         self.index.apply(0, events, self.now)
 
+    def begun_late(self) -> None:
+        self.index.missed(0)
+
     def lost(self, source: Source) -> None:
-        self.index.clear(0)
+        self.index.missed(0)
 
     def restarted(self, source: Source) -> None:
         self.index.clear(0)

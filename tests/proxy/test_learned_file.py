@@ -81,7 +81,8 @@ async def test_a_restarted_gateway_knows_what_it_knew(tmp_path: Path) -> None:
     for name, knew in before.items():
         assert knew["evidence_s"] > 1
         for key in ("prefill_tok_s", "step_rest_s", "step_sequence_s", "evidence_s"):
-            assert after[name][key] == pytest.approx(knew[key], rel=0.1), (name, key)
+            # It goes on learning between our question and its end.
+            assert after[name][key] == pytest.approx(knew[key], rel=0.25), (name, key)
         assert after[name]["siblings"] == knew["siblings"]
         assert cold[name]["evidence_s"] < 0.5 * knew["evidence_s"]
     assert (
