@@ -314,6 +314,22 @@ async def test_an_engine_that_connects_to_us_is_asked_for_what_was_missed() -> N
             engine.lose(stored([1]))
             engine.publish(stored([2]))
             await intake.index.until(lambda: intake.index.held == {slot: {1, 2}})
+            assert set(engine.asked) == {0}
+
+
+async def test_an_engine_that_connects_to_us_is_asked_at_once_for_what_it_told_before() -> None:
+    """It may say nothing for long: what it holds is known to whoever asks."""
+    [port] = free_ports(1)
+    bind = f"tcp://127.0.0.1:{port}"
+    async with Publisher(connect=bind) as engine:
+        engine.lose(stored([1]))
+        async with engine_saying(page(engine, endpoint=bind)) as upstream, Intake(bind=bind) as intake:
+            slot = intake.join(upstream.url)
+            await intake.index.until(lambda: intake.index.held == {slot: {1}})
+            engine.topic = f"kv@{upstream.name}@m".encode()
+            await engine.subscribed()
+            engine.publish(stored([2]))
+            await intake.index.until(lambda: intake.index.held == {slot: {1, 2}})
             assert engine.asked == [0]
 
 

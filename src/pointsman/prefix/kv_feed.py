@@ -88,8 +88,8 @@ class Feed:
     # -- its life
 
     def publishes_at(self, addresses: Sequence[SourceAddress]) -> None:
-        """From now on its events come from there. Those that the engine sends to us start with their first
-        message.
+        """From now on its events come from there, or the engine sends them to us: then it is asked at once
+        for what it has told already.
         """
         if addresses == self._addresses:
             return
@@ -101,6 +101,8 @@ class Feed:
                 wired.subscription = self._sockets.subscribe(
                     at.address, at.topic, wired.source.take, wired.source.connection
                 )
+            else:
+                wired.source.begin()
 
     def arrived(self, rank: int, parts: list[bytes]) -> None:
         """A message that the engine of this rank has sent to us."""

@@ -155,6 +155,11 @@ class Source:
             self._cool_until_s = float("-inf")
             self._ask()
 
+    def begin(self) -> None:
+        """The engine sends its messages to us, sooner or later: what it has told already is asked for."""
+        if self._may_ask():
+            self._ask()
+
     def begin_again(self) -> None:
         """Nothing is known of the stream any more."""
         self._next = None
