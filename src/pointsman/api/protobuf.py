@@ -45,6 +45,8 @@ def fields(data: memoryview) -> Iterator[tuple[int, int, memoryview]]:
 
 def _number(data: memoryview, at: int) -> tuple[int, int]:
     """The number at ``at``, and where it ends."""
+    if at < len(data) and data[at] < 0x80:
+        return data[at], at + 1
     value = shift = 0
     for byte in data[at : at + _MAX_BITS // 7 + 1]:
         at += 1

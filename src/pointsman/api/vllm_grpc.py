@@ -188,13 +188,18 @@ def _generated(so_far: Responses, message: memoryview) -> None:
     for number, _, part in fields(message):
         if number not in (1, 2):
             continue
-        said = {n: v for n, v, _ in fields(part)}
+        said, tokens = dict[int, int](), 0
+        for n, value, data in fields(part):
+            if n == 1:
+                tokens += count(bytes(data))
+            else:
+                said[n] = value
         # GenerateStreamChunk: token_ids 1, prompt_tokens 2, completion_tokens 3, cached_tokens 4, index 7.
         # GenerateComplete: output_ids 1, prompt_tokens 3, completion_tokens 4, cached_tokens 5, index 8.
         shift = number - 1
         so_far.prompt = said.get(2 + shift, 0) or so_far.prompt
         so_far.cached = max(so_far.cached or 0, said.get(4 + shift, 0))
-        choice, tokens = said.get(7 + shift, 0), count(b"".join(_all(part, 1)))
+        choice = said.get(7 + shift, 0)
         if number == 1:
             so_far.streamed[choice] = so_far.streamed.get(choice, 0) + tokens
         else:
