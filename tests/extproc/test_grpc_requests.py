@@ -136,6 +136,19 @@ def test_calls_about_the_engine_and_compressed_ones_go_anywhere() -> None:
     assert sent(stage, b"\x01\0\0\0\x05abcde")[1] in HOSTS
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_not_seen_to_its_trailers_is_open_until_somebody_tells(stream: bool) -> None:
+    stage = Stage()
+    call = stage.call()
+    call.head(GENERATE, **GRPC, modes=(4, NONE))
+    call.body(generate(range(100), stream=stream))
+    call.response(**GRPC)
+    stage.now_s += 5
+    call.process.half_closed()
+    assert stage.ended == []
+    assert len(stage.completions) == 1
+
+
 def test_without_response_bodies_trailers_still_tell() -> None:
     stage = Stage()
     call = stage.call()

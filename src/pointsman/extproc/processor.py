@@ -199,10 +199,14 @@ class Process:
         if self._sees_bodies(reply):  # and has not seen the end
             self._processor.router.pool.abandoned(flight.decision.chosen)
             self._close(Ending.CANCELLED, "client_left")
-        elif reply is None or (flight.request.stream and self._processor.clock() - self._reply_s < AT_ONCE_S):
+        elif reply is None or reply.tells_later or self._begins(flight):
             self._hand_over(flight)
         else:
             self._close_answered(reply)
+
+    def _begins(self, flight: Flight) -> bool:
+        """Whether it is a stream of tokens that was there a moment ago only."""
+        return flight.request.stream and self._processor.clock() - self._reply_s < AT_ONCE_S
 
     def _sees_bodies(self, reply: Reply | None) -> bool:
         """Whether the bodies of responses come through here, as far as we know."""
