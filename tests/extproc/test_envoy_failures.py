@@ -123,7 +123,7 @@ async def test_a_killed_picker_cuts_no_stream_and_its_successor_goes_on(site: Si
         for client in streams:
             assert (await client.line(LAST_CHUNK)).endswith(event("two") + LAST_CHUNK)
         assert set(asking.statuses) == {200, 500}
-        assert asking.slowest_s < 2
+        assert asking.slowest_s < PATIENCE_S / 4
         assert sum(b'"stream": true' in r.body for e in (a, b) for r in e.requests) == len(streams)
 
 
@@ -152,7 +152,7 @@ async def test_a_hung_picker_is_bounded_by_the_gateway_s_idle_timeout(site: Site
         os.kill(pid, signal.SIGSTOP)
         for status, took_s in await asyncio.gather(*(ask() for _ in range(5))):
             assert status in (408, 500, 504)
-            assert IDLE_S * 0.9 < took_s < IDLE_S * 3
+            assert IDLE_S * 0.9 < took_s < IDLE_S * 5
         assert len(engine.requests) == 1
         os.kill(pid, signal.SIGCONT)
         async with asyncio.timeout(PATIENCE_S):
