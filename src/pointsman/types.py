@@ -78,7 +78,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     tokenized: tuple[Tokenized, ...] = ()
     """The prompts as token ids, in their order; empty where nobody needs them or they are not known."""
     untokenized: str = ""
-    """Why they are not known although somebody needs them."""
+    """Why they, or their blocks in a shared index, are not known although somebody needs them."""
     cache_salt: str = ""
     """Only requests with the same salt share KV blocks."""
     prompt_tokens: int = 0
@@ -316,7 +316,7 @@ class Decision(msgspec.Struct):
     by_events: bool = False
     """``matched_tokens`` is what its engine told in KV events; else what was sent there tells."""
     untokenized: str = ""
-    """Why the prompts' token ids were wanted and not known."""
+    """Why the prompts' token ids, or their blocks in the shared index, were wanted and not known."""
     sent_tokens: int = 0
     """What ``matched_tokens`` would be by what was sent there alone."""
     request_headers: tuple[tuple[str, str], ...] = ()

@@ -317,7 +317,9 @@ async def test_what_was_heard_here_goes_before_what_others_wrote(both: Pair) -> 
     assert (await router.match(ask())).tokens_by_slot == {0: 96, 1: 96}
     router.blocks.add(0)
     router.blocks.apply(0, [stored(0, 32)], 0.0)
-    assert (await router.match(ask())).tokens_by_slot == {0: 32, 1: 96}
+    found = await router.match(ask())
+    assert found.tokens_by_slot == found.tokens_in("gpu") == {0: 32, 1: 96}
+    assert [found.block_tokens(slot) for slot in (0, 1, 2)] == [16, 16, 0]
     router.own.suspend(1)
     asked = ask()
     found = await router.match(asked)

@@ -13,13 +13,13 @@ import asyncio
 import logging
 import os
 from collections import Counter, OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from pointsman.errors import SettingsError
 from pointsman.prefix.blocks import Table
-from pointsman.prefix.blocks_expected import Expected
+from pointsman.prefix.blocks_expected import SPECULATIVE_S, Expected
 from pointsman.prefix.blocks_match import BlockMatch, Keys, find
 from pointsman.prefix.blocks_schemes import LlmD
 from pointsman.prefix.kv_wire import Cleared, Event, Removed, Stored
@@ -85,7 +85,14 @@ class _Endpoint(NamedTuple):
 class SharedIndex:
     """Like ``PreciseIndex``, elsewhere. ``run`` writes, ``fetch`` reads; nothing else touches the network."""
 
-    def __init__(self, client: Redis, scheme: LlmD) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        scheme: LlmD,
+        tier_weights: Mapping[str, float] = TIER_WEIGHTS,
+        expected_s: float = SPECULATIVE_S,
+    ) -> None:
+        """``tier_weights`` and ``expected_s`` as of ``PreciseIndex``."""
         self.written = 0
         """Events."""
         self.lost = 0
@@ -118,7 +125,8 @@ class SharedIndex:
         self._holders: dict[str, Table] = {}
         self._fetched: OrderedDict[int, float] = OrderedDict()
         """Key to when it was fetched; the oldest first."""
-        self._expected = Expected(1 << 24)
+        self._weights = tier_weights
+        self._expected = Expected(1 << 24, expected_s)
 
     @property
     def waiting(self) -> int:
@@ -246,9 +254,9 @@ class SharedIndex:
         known = all(chain[0] in self._fetched for chain in keys[size] if chain)
         slots = self.slots if known else frozenset()
         among = sum(1 << slot for slot in slots)
-        tiers = [(TIER_WEIGHTS.get(tier, 1.0), table) for tier, table in self._holders.items()]
+        tiers = [(self._weights.get(tier, 1.0), table) for tier, table in self._holders.items()]
         tiers.sort(key=lambda tier: tier[0], reverse=True)
-        return find(request, keys, slots, {size: among}, tiers, self._expected)
+        return find(request, keys, slots, {size: among}, tiers, self._expected, tables=self._holders)
 
     def sent(
         self, slot: int, request: InferenceRequest, now_s: float, match: BlockMatch | None = None
@@ -273,12 +281,6 @@ class SharedIndex:
 
     async def run(self) -> None:
         """Write what comes, until cancelled. While the server is away it is kept, as far as there is room."""
-        try:
-            await self._run()
-        finally:
-            await self._client.aclose()
-
-    async def _run(self) -> None:
         from redis.exceptions import ConnectionError as Away
         from redis.exceptions import RedisError
         from redis.exceptions import TimeoutError as TooLate
@@ -303,6 +305,10 @@ class SharedIndex:
             if not self._queue:
                 self._filled.clear()
                 self._written.set()
+
+    async def close(self) -> None:
+        """No more connections."""
+        await self._client.aclose()
 
     def _failed(self, doing: str, exc: Exception) -> None:
         """Said once, until it succeeds again."""

@@ -14,14 +14,12 @@ from typing import TypeVar
 
 from prometheus_client.metrics_core import Metric
 
-from pointsman.config import SharedIndex as Settings
 from pointsman.endpoints.pool import Pool
 from pointsman.observability.telemetry import counter, gauge
 from pointsman.prefix.blocks_match import BlockMatch, Keys
-from pointsman.prefix.blocks_schemes import LlmD
 from pointsman.prefix.kv_wire import Event
 from pointsman.prefix.precise import PreciseIndex
-from pointsman.prefix.shared import SharedIndex, connect
+from pointsman.prefix.shared import SharedIndex
 from pointsman.prefix.shared_reading import MOST_AT_ONCE, OK, Reading
 from pointsman.types import Clock, Endpoint, InferenceRequest, Tokenized
 
@@ -31,7 +29,7 @@ N = TypeVar("N", int, float)
 class SharedMatch(BlockMatch):
     """What both know, the better of the two where both do."""
 
-    __slots__ = ("shared",)
+    __slots__ = ("_others", "_own", "shared")
 
     def __init__(
         self, request: InferenceRequest, own: BlockMatch, shared: BlockMatch, others: Collection[int]
@@ -39,9 +37,17 @@ class SharedMatch(BlockMatch):
         """``others``: those of whom it counts what ``shared`` knows."""
         super().__init__(request, own.keys, frozenset(own.slots).union(others), own.partial)
         self.runs = own.runs
-        self.shared = shared
+        self._own, self.shared, self._others = own, shared, others
         self.tokens_by_slot = _better(own.tokens_by_slot, shared.tokens_by_slot, others)
         self.weighted_by_slot = _better(own.weighted_by_slot, shared.weighted_by_slot, others)
+
+    def tokens_in(self, tier: str) -> Mapping[int, int]:
+        """As of ``BlockMatch``, of what both know."""
+        return _better(self._own.tokens_in(tier), self.shared.tokens_in(tier), self._others)
+
+    def block_tokens(self, slot: int) -> int:
+        """The engine's where it tells us, else the shared index's."""
+        return self._own.block_tokens(slot) or self.shared.block_tokens(slot)
 
 
 def _better(own: Mapping[int, N], shared: Mapping[int, N], others: Collection[int]) -> dict[int, N]:
@@ -70,6 +76,7 @@ class SharedBlocks:
             await self._shared.run()
         finally:
             self._reading.close()
+            await self._shared.close()
 
     # -- what the pool tells
 
@@ -177,12 +184,3 @@ class SharedBlocks:
             (),
             [((), shared.waiting)],
         )
-
-
-def shared_blocks(settings: Settings, own: PreciseIndex, pool: Pool, clock: Clock) -> SharedBlocks | None:
-    """As the settings say; None where nothing is to be shared. ``SettingsError`` where it cannot be."""
-    if not settings.redis:
-        return None
-    client = connect(settings.redis, settings.password_env)
-    scheme = LlmD(settings.hash, settings.block_tokens, settings.hash_seed)
-    return SharedBlocks(own, SharedIndex(client, scheme), pool, clock)

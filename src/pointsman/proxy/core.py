@@ -29,7 +29,7 @@ from pointsman.prefix.approximate import PrefixIndex
 from pointsman.prefix.follow import follow
 from pointsman.prefix.kv_events import KvEvents
 from pointsman.prefix.precise import PreciseIndex
-from pointsman.prefix.shared_blocks import SharedBlocks, shared_blocks
+from pointsman.prefix.shared_blocks import SharedBlocks
 from pointsman.proxy.admin import Admin
 from pointsman.proxy.cache_truth.observer import CacheTruth
 from pointsman.proxy.cache_truth.report import CacheReport
@@ -37,7 +37,7 @@ from pointsman.proxy.data_layer import discovery_settings, metrics_settings, pag
 from pointsman.proxy.gauges import PoolGauges
 from pointsman.proxy.learned_file import LearnedFile
 from pointsman.proxy.opening import Deciding
-from pointsman.proxy.precise_policy import precise_index, with_policy
+from pointsman.proxy.precise_policy import precise_index, shared_index, with_policy
 from pointsman.proxy.tracing import Tracing
 from pointsman.router import Observer, Router
 from pointsman.scheduling.classes import parameters
@@ -106,7 +106,8 @@ class Core:
         self.precise = precise_index(settings.kv_events.index_bytes, policy)
         size = settings.prefix.block_tokens
         follow(self.index, self.pool, fixed_block_tokens=size, precise=self.precise)
-        self.shared = shared_blocks(settings.shared_index, self.precise, self.pool, clock)
+        shared = shared_index(settings.shared_index, policy)
+        self.shared = SharedBlocks(self.precise, shared, self.pool, clock) if shared else None
         self.blocks: SharedBlocks | PreciseIndex = self.shared or self.precise
         """All that is known of what engines tell: ``precise``, and what is shared."""
         self.kv_events = KvEvents(self.pool, settings.kv_events, self.blocks, clock)

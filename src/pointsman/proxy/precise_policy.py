@@ -4,16 +4,19 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
 from pointsman.config import Settings
+from pointsman.config import SharedIndex as SharedSettings
 from pointsman.errors import SettingsError
 from pointsman.prefix.blocks_expected import SPECULATIVE_S
+from pointsman.prefix.blocks_schemes import LlmD
 from pointsman.prefix.precise import TIER_WEIGHTS, PreciseIndex
+from pointsman.prefix.shared import SharedIndex, connect
 from pointsman.scheduling.picker_config import LoadedConfig
 from pointsman.scheduling.producers.precise_prefix import PrecisePrefixCache
 from pointsman.scheduling.producers.tokens import TokenProducer
@@ -39,17 +42,38 @@ def with_policy(settings: Settings, policy: LoadedConfig) -> Settings:
     return replace(settings, **changes) if changes else settings
 
 
-def precise_index(max_bytes: int, policy: LoadedConfig) -> PreciseIndex:
-    """An index that counts blocks as the policy says."""
+class _Counted(NamedTuple):
+    """How blocks count."""
+
+    tier_weights: Mapping[str, float] = TIER_WEIGHTS
+    expected_s: float = SPECULATIVE_S
+
+
+def _counted(policy: LoadedConfig) -> _Counted:
     precise = policy.precise
     if precise is None:
-        return PreciseIndex(max_bytes=max_bytes)
+        return _Counted()
     weights, expected_s = precise.tier_weights, precise.expected_s
-    return PreciseIndex(
-        max_bytes=max_bytes,
-        tier_weights=TIER_WEIGHTS if weights is None else weights,
-        expected_s=SPECULATIVE_S if expected_s is None else expected_s,
+    return _Counted(
+        TIER_WEIGHTS if weights is None else weights, SPECULATIVE_S if expected_s is None else expected_s
     )
+
+
+def precise_index(max_bytes: int, policy: LoadedConfig) -> PreciseIndex:
+    """An index that counts blocks as the policy says."""
+    counted = _counted(policy)
+    return PreciseIndex(max_bytes=max_bytes, tier_weights=counted.tier_weights, expected_s=counted.expected_s)
+
+
+def shared_index(settings: SharedSettings, policy: LoadedConfig) -> SharedIndex | None:
+    """One that counts them in the same way; None where nothing is to be shared. ``SettingsError`` where it
+    cannot be.
+    """
+    if not settings.redis:
+        return None
+    client = connect(settings.redis, settings.password_env)
+    scheme = LlmD(settings.hash, settings.block_tokens, settings.hash_seed)
+    return SharedIndex(client, scheme, *_counted(policy))
 
 
 def _check(said: Said, value: Any, default: Any) -> None:
