@@ -15,8 +15,8 @@ import pytest
 
 from pointsman.errors import SettingsError
 from pointsman.extproc.grpc import GrpcServer, Stream
-from pointsman.extproc.h2 import Limits
 from pointsman.extproc.h2_frames import ACK, DATA, END_STREAM, GOAWAY, HEADERS, PING, Code
+from pointsman.extproc.h2_limits import Limits
 from pointsman.testing.http2 import ECHO, Calls, Echo, Frame, Peer, data, frame, headers, message, request
 
 REQUEST = [(name.decode(), value.decode()) for name, value in request()]

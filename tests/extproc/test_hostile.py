@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pointsman.extproc.grpc import GrpcServer
-from pointsman.extproc.h2 import Limits
 from pointsman.extproc.h2_frames import (
     ACK,
     CONTINUATION,
@@ -30,6 +29,7 @@ from pointsman.extproc.h2_frames import (
     WINDOW_UPDATE,
     Code,
 )
+from pointsman.extproc.h2_limits import Limits
 from pointsman.extproc.hpack import encode
 from pointsman.testing.http2 import (
     Calls,

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 from pointsman.extproc.grpc import GrpcServer, Stream
-from pointsman.extproc.h2 import Limits
 from pointsman.extproc.h2_frames import ACK, DATA, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, Code
+from pointsman.extproc.h2_limits import Limits
 from pointsman.testing.http2 import (
     ECHO,
     Calls,

@@ -23,8 +23,9 @@ from typing import Final, Protocol
 from urllib.parse import quote
 
 from pointsman.errors import SettingsError
-from pointsman.extproc.h2 import Connection, Limits
+from pointsman.extproc.h2 import Connection
 from pointsman.extproc.h2_frames import Code
+from pointsman.extproc.h2_limits import Limits
 from pointsman.extproc.h2_sending import Receiver
 from pointsman.extproc.h2_sending import Stream as Http2Stream
 from pointsman.extproc.hpack import encode

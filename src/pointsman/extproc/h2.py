@@ -12,8 +12,6 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
-import msgspec
-
 from pointsman.extproc.h2_frames import (
     ACK,
     CONTINUATION,
@@ -52,39 +50,15 @@ from pointsman.extproc.h2_frames import (
     unpadded,
     window_update,
 )
+from pointsman.extproc.h2_limits import Ended, Limits, Rate
 from pointsman.extproc.h2_sending import CONNECTION_WINDOW, STREAM_WINDOW, Outgoing, Receiver, Stream
 from pointsman.extproc.hpack import BadBlock, Decoder, ListTooLong
 from pointsman.extproc.http_fields import Head, Malformed, check_trailers, read_head
 
-_REMEMBERED = 2048
-"""Ended streams remembered at least, to tell late frames from wrong ones."""
 _LINGER_S = 1.0
 """Read on after a fatal GOAWAY, so that a reset does not overtake it."""
 _DRAIN_PING = b"draining"
 _ALIVE_PING = b"are-you?"
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a connection may take up."""
-
-    streams: int = 16_384
-    """Open at once. High: Envoy keeps one for each request under way, and opens another connection beyond."""
-    list_bytes: int = 32 * 1024
-    """Of the fields of one request."""
-    block_bytes: int = 64 * 1024
-    """Of one header block before it is decoded."""
-    block_frames: int = 32
-    """Over which one header block may be spread."""
-    resets_per_s: int = 2000
-    """Streams that a peer opens and takes back before any answer."""
-    idle_frames_per_s: int = 1000
-    """That bring nothing: PING, SETTINGS, PRIORITY, empty DATA, frames on ended streams, unknown ones."""
-    unsent_bytes: int = 64 << 20
-    """Answers of one connection that wait for its windows; beyond, the streams that add more are reset."""
-    preface_s: float = 10.0
-    """A connection must have said that it speaks HTTP/2 by then."""
-    keepalive_s: float = 0.0
-    """A peer that is silent this long is sent a PING, and cut when it stays silent as long; 0: never."""
 
 
 class Host(Protocol):
@@ -121,9 +95,7 @@ class Connection(asyncio.Protocol):
         self._last_id = 0
         self._initial_window = DEFAULT_WINDOW
         self._credit = CONNECTION_WINDOW
-        self._ended: dict[int, bool] = {}
-        """Streams of late; True while frames that the peer sent before it knew may still come."""
-        self._ended_before: dict[int, bool] = {}
+        self._ended = Ended()
         self._resets = Rate(limits.resets_per_s, self._loop.time)
         self._idle_frames = Rate(limits.idle_frames_per_s, self._loop.time)
         self._draining = self._refusing = False
@@ -314,8 +286,8 @@ class Connection(asyncio.Protocol):
         if stream is None:
             self._bring_nothing()
             self.out.send(rst_stream(failure.stream_id, failure.code))
-            if failure.stream_id <= self._last_id and self._known(failure.stream_id) is None:
-                self._forget(failure.stream_id, late=True)
+            if failure.stream_id <= self._last_id and self._ended.late(failure.stream_id) is None:
+                self._ended.add(failure.stream_id, late=True)
             return
         receiver = stream.receiver
         self.out.reset(stream, failure.code)
@@ -367,7 +339,7 @@ class Connection(asyncio.Protocol):
             raise Failure(Code.PROTOCOL_ERROR, f"{what} on stream 0")
         if stream_id > self._last_id or not stream_id & 1:
             raise Failure(Code.PROTOCOL_ERROR, f"{what} on idle stream {stream_id}")
-        if not self._known(stream_id):
+        if not self._ended.late(stream_id):
             raise StreamFailure(stream_id, Code.STREAM_CLOSED)
 
     def _on_headers(self, stream_id: int, flags: int, payload: bytes) -> None:
@@ -412,7 +384,7 @@ class Connection(asyncio.Protocol):
         except ListTooLong:
             trailers = []
         if stream is None:
-            known = self._known(stream_id)
+            known = self._ended.late(stream_id)
             if known is None:
                 raise Failure(Code.PROTOCOL_ERROR, f"stream {stream_id} after {self._last_id}")
             if not known:
@@ -485,9 +457,9 @@ class Connection(asyncio.Protocol):
         if stream is None:
             if not stream_id or stream_id > self._last_id or not stream_id & 1:
                 raise Failure(Code.PROTOCOL_ERROR, f"RST_STREAM on idle stream {stream_id}")
-            if not self._known(stream_id):
+            if not self._ended.late(stream_id):
                 self._bring_nothing()
-            self._forget(stream_id, late=False)
+            self._ended.add(stream_id, late=False)
             return
         self._end(stream, False)
         if stream.receiver:
@@ -580,40 +552,9 @@ class Connection(asyncio.Protocol):
         stream.open = False
         self.out.forget(stream)
         self.streams.pop(stream.id, None)
-        self._forget(stream.id, late=late)
+        self._ended.add(stream.id, late=late)
         if self._refusing or self._peer_leaves:
             self._loop.call_soon(self._close_if_done)
-
-    def _known(self, stream_id: int) -> bool | None:
-        """Of an ended stream: whether frames may come late; None when it is not remembered."""
-        return self._ended.get(stream_id, self._ended_before.get(stream_id))
-
-    def _forget(self, stream_id: int, *, late: bool) -> None:
-        self._ended[stream_id] = late
-        if len(self._ended) >= _REMEMBERED:
-            self._ended, self._ended_before = {}, self._ended
-
-
-class Rate:
-    """Counts to a limit within about a second; asks the time only when the limit is reached."""
-
-    __slots__ = ("_clock", "_count", "_limit", "_since")
-
-    def __init__(self, limit_per_s: int, clock: Callable[[], float]) -> None:
-        self._limit = limit_per_s
-        self._clock = clock
-        self._count = 0
-        self._since = clock()
-
-    def exceeded(self, more: int = 1) -> bool:
-        """Count so many more."""
-        self._count += more
-        if self._count <= self._limit:
-            return False
-        now = self._clock()
-        too_fast = now - self._since < 1.0
-        self._since, self._count = now, 0
-        return too_fast
 
 
 _HANDLERS: Mapping[int, Callable[[Connection, int, int, bytes], None]] = {

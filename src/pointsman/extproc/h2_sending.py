@@ -231,7 +231,7 @@ class Outgoing:
     def pump(self) -> None:
         """Make frames of what waits, each stream in turn."""
         waiting = self._waiting
-        while waiting and self.window > 0 and not self.stopped:
+        while waiting and self.window > 0 and not self.stopped and not self.closed:
             stream = waiting[0]
             size = max(0, min(_TURN_BYTES, stream.pending_bytes, stream.window, self.window))
             if self._bytes and self._bytes + size > _WRITE_BYTES:
