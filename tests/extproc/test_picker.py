@@ -16,7 +16,8 @@ import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from pointsman.config import Settings, convert
-from pointsman.extproc.picker import HEALTH_NAMES, PROCESS, Picker
+from pointsman.extproc.picker import Picker
+from pointsman.extproc.port import HEALTH_NAMES, PROCESS
 from pointsman.testing import aio_peer
 from pointsman.testing.picking import CHAT, bodies, destination, headers_set
 from pointsman.testing.serving import admin, until

@@ -79,6 +79,9 @@ WITHOUT_MEANING = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings_arguments(parser)
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that answer for one that decides (server.workers)"
+    )
     add = parser.add_argument_group("as llm-d's picker has them").add_argument
     add("--config-file", metavar="FILE", help="EndpointPickerConfig")
     add("--config-text", metavar="YAML", help="the same as text")
@@ -153,6 +156,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
             overrides += [f"{one}={value}" for one in key.split(", ")]
     if args.host is not None:
         overrides.append(f"picker.host={json.dumps(args.host)}")
+    if args.workers is not None:
+        overrides.append(f"server.workers={args.workers}")
     if args.port is not None:
         overrides.append(f"picker.port={args.port}")
     args.set = [*overrides, *args.set]
@@ -222,6 +227,8 @@ def report(picker: Picker) -> str:
     tls = f"TLS, {own.tls_directory or 'self-signed'}" if own.tls and not own.socket else "no TLS"
     where = f"unix:{own.socket}" if own.socket else f"{own.host}:{picker.port}"
     lines.append(f"ext_proc: {where} ({tls}); responses: {own.responses}")
+    if settings.server.workers:
+        lines.append(f"workers: {settings.server.workers}")
     if picker.front.health_port:
         lines.append(f"health: {own.host}:{picker.front.health_port}")
     lines.append(

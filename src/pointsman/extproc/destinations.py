@@ -8,8 +8,8 @@ import logging
 import socket
 from functools import lru_cache
 
-from pointsman.endpoints.pool import Pool
 from pointsman.endpoints.target import Target
+from pointsman.proxy.plane import Endpoints
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ RESOLVE_S = 10.0
 class Destinations:
     """``of`` an endpoint's name; names of hosts are looked up by ``resolve`` and again every 10 s."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Endpoints) -> None:
         self._pool = pool
         self._addresses: dict[str, str] = {}
         """Host name to address, as the DNS said last."""

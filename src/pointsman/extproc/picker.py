@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,17 +17,14 @@ from pointsman.extproc.completions import Completions
 from pointsman.extproc.destinations import Destinations
 from pointsman.extproc.grpc import GrpcServer, Service
 from pointsman.extproc.health import Health
+from pointsman.extproc.port import HEALTH_NAMES, PROCESS, tell_health, tls_of
 from pointsman.extproc.processor import SEEN, Processor
-from pointsman.extproc.tls import Certificate, from_directory, self_signed
+from pointsman.extproc.tls import Certificate
+from pointsman.extproc.workers import PickerWorkers
 from pointsman.extproc.xds import EndpointLists
 from pointsman.proxy.core import Core
 from pointsman.types import Clock
 
-EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
-PROCESS = f"/{EXT_PROC}/Process"
-LIVENESS, READINESS = "liveness", "readiness"
-HEALTH_NAMES = ("", LIVENESS, READINESS, EXT_PROC)
-"""What can be asked of (llm-d's names)."""
 SWEEP_S = 0.25
 
 
@@ -93,16 +89,8 @@ class PickerFront:
             )
         if settings.socket:
             return 0
-        return await self._server.start(settings.host, settings.port, tls=self._tls(), setting="picker.port")
-
-    def _tls(self) -> ssl.SSLContext | None:
-        settings = self.settings
-        if not settings.tls:
-            return None
-        if not settings.tls_directory:
-            return self_signed()
-        self._certificate = from_directory(Path(settings.tls_directory))
-        return self._certificate.context
+        tls, self._certificate = tls_of(settings)
+        return await self._server.start(settings.host, settings.port, tls=tls, setting="picker.port")
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -116,9 +104,7 @@ class PickerFront:
                 self._tell_health()
 
     def _tell_health(self) -> None:
-        for name in HEALTH_NAMES:
-            serves = name == LIVENESS or not self.draining
-            self._health.set(name, serves and (name != READINESS or self._core.pool.ready))
+        tell_health(self._health, ready=self._core.pool.ready, draining=self.draining)
 
     async def drain(self) -> None:
         self.draining = True
@@ -151,7 +137,8 @@ class Picker:
         sees_responses = settings.picker.responses == SEEN
         self.settings = settings
         self.core = Core(settings, clock, out, wall, sees_responses=sees_responses, knows_models=False)
-        self.front = PickerFront(self.core, sockets)
+        own = not settings.server.workers or sockets
+        self.front = PickerFront(self.core, sockets) if own else PickerWorkers(self.core)
 
     @property
     def port(self) -> int:

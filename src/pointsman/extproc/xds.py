@@ -17,11 +17,11 @@ from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
 from google.protobuf.message import DecodeError
 
-from pointsman.endpoints.pool import Member, Pool
 from pointsman.endpoints.target import request_headers
 from pointsman.extproc.destinations import Destinations
 from pointsman.extproc.envoy_clusters import HEADERS, TLS_KEY, TLS_MATCH, tls_name
 from pointsman.extproc.grpc import Call, Service, Stream
+from pointsman.proxy.plane import Endpoints, Seat
 from pointsman.types import Endpoint
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ INVALID_ARGUMENT = 3
 class EndpointLists:
     """The list, its version, and the streams that follow it."""
 
-    def __init__(self, pool: Pool, destinations: Destinations) -> None:
+    def __init__(self, pool: Endpoints, destinations: Destinations) -> None:
         self._pool = pool
         self._destinations = destinations
         self._streams: set[_Following] = set()
@@ -100,7 +100,7 @@ class EndpointLists:
         return tree
 
 
-def _endpoint(where: str, member: Member) -> LbEndpoint:
+def _endpoint(where: str, member: Seat) -> LbEndpoint:
     target = member.target
     host, _, port = where.rpartition(":")
     tree = LbEndpoint()
@@ -110,7 +110,7 @@ def _endpoint(where: str, member: Member) -> LbEndpoint:
     tree.load_balancing_weight.value = max(1, min(100_000, round(100 * target.settings.weight)))
     if member.draining:
         tree.health_status = HealthStatus.DRAINING
-    elif not member.breaker.passes:
+    elif not member.usable:
         tree.health_status = HealthStatus.UNHEALTHY
     else:
         tree.health_status = HealthStatus.HEALTHY

@@ -41,13 +41,19 @@ class DecisionRing:
         return [render(decision) for decision, _ in zip(found, range(limit), strict=False)]
 
 
+def totals(decision: Decision) -> list[float]:
+    """The weighted sum of each scored endpoint's scores."""
+    found = [0.0] * len(decision.scored)
+    for name, row in decision.scores.items():
+        weight = decision.weights.get(name, 1.0)
+        found = [total + weight * score for total, score in zip(found, row, strict=True)]
+    return found
+
+
 def render(decision: Decision) -> dict[str, Any]:
     """A decision as plain data: who could take it, what each scorer said, who got it, what became of it."""
     outcome = decision.outcome
-    totals = [0.0] * len(decision.scored)
-    for name, row in decision.scores.items():
-        weight = decision.weights.get(name, 1.0)
-        totals = [total + weight * score for total, score in zip(totals, row, strict=True)]
+    total = totals(decision)
     return {
         "request_id": decision.request_id,
         "model": decision.model,
@@ -57,7 +63,7 @@ def render(decision: Decision) -> dict[str, Any]:
         "kept": {name: [e.name for e in kept] for name, kept in decision.kept.items()},
         "scores": {
             endpoint.name: {
-                "total": totals[i],
+                "total": total[i],
                 **{name: row[i] for name, row in decision.scores.items()},
             }
             for i, endpoint in enumerate(decision.scored)

@@ -11,7 +11,7 @@ from pointsman.config import Settings
 from pointsman.proxy.core import Core, Front
 from pointsman.proxy.gateway import Gateway
 from pointsman.proxy.plane import Plane
-from pointsman.proxy.workers.fleet import Fleet
+from pointsman.proxy.workers.front import Workers
 from pointsman.types import Clock
 
 
@@ -31,7 +31,7 @@ class Application:
         self.index = core.index
         self.front: Front
         if settings.server.workers:
-            self.front = Fleet(core)
+            self.front = Workers(core)
         else:
             plane = Plane(settings, core.pool, core.router, core.opening, clock)
             self.front = Gateway(plane, core.scraper.refresh_models)

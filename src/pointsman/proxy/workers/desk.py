@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
+
+from msgspec.structs import force_setattr, replace
 
 from pointsman.endpoints.pool import Pool
 from pointsman.errors import PointsmanError, SettingsError
+from pointsman.observability.decisions import totals
 from pointsman.proxy.opening import Opening
 from pointsman.proxy.workers.frames import Frames
 from pointsman.proxy.workers.messages import (
     MAX_HEADS,
     Asked,
-    Closed,
     Decided,
     Down,
     Hello,
-    Refused,
     State,
     Unserved,
     Up,
@@ -43,6 +44,15 @@ class Shared(Protocol):
         """An endpoint is in trouble, or out of it."""
 
 
+class Unseen(Protocol):
+    """Takes requests over whose responses nobody sees."""
+
+    def add(self, name: str, flight: Flight, started_s: float) -> None: ...
+
+    def line(self, fields: Sequence[Any]) -> None:
+        """Of a gateway's access log."""
+
+
 class Desk:
     """Owns the flights of one worker; when it is gone they are over."""
 
@@ -53,17 +63,24 @@ class Desk:
         opening: Opening,
         shared: Shared,
         refresh_models: Callable[[], Awaitable[None]],
+        unseen: Unseen | None = None,
+        *,
+        scores: bool = False,
     ) -> None:
         self._pool = pool
         self._router = router
         self._opening = opening
         self._shared = shared
         self._refresh_models = refresh_models
+        self._unseen = unseen
+        self._scores = scores
         self._refreshing: set[asyncio.Task[None]] = set()
         self.frames = Frames(self._message, self._on_lost)
         self.down = Down()
-        self.listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        """The worker's port, once it serves; ``SettingsError`` when it cannot."""
+        self.listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the worker serves; ``SettingsError`` when it cannot."""
+        self.connections = 0
+        """That were passed on to it and are open, about."""
         self.lost = asyncio.Event()
         self._failed = ""
         """Why the worker cannot serve."""
@@ -72,6 +89,11 @@ class Desk:
         self._settling: list[asyncio.Future[None]] = []
         self._told: State | None = None
         self._due = False
+
+    @property
+    def serves(self) -> bool:
+        """The worker is there and listens."""
+        return not self.lost.is_set() and self.listening.done()
 
     # -- telling
 
@@ -113,22 +135,31 @@ class Desk:
         pool, flights = self._pool, self._flights
         troubled = len(pool.troubled)
         self._take_rare(up)
-        for number, at_s in up.first:
-            flights[number].first_output(at_s)
-        for number, body_bytes in up.received:
-            flights[number].received(body_bytes)
-        for number in up.released:
-            flights[number].release()
+        for number, first_s, body_bytes, over in up.progress:
+            flight = flights[number]
+            if first_s:
+                flight.first_output(first_s)
+            if body_bytes:
+                flight.received(body_bytes)
+            if over:
+                flight.release()
+        for number, name in up.moved:
+            if name in pool.members:
+                self._router.moved(flights[number], pool.members[name].endpoint)
         for number, state_id in up.made:
             self._router.remember(flights[number], state_id)
-        for closed in up.closed:
-            self._close(closed)
-        for refused in up.refused:
-            self._observe(refused)
+        for number, outcome in up.closed:
+            self._close(number, outcome)
+        if self._unseen is not None:
+            for number, name, started_s in up.handed:
+                self._unseen.add(name, flights.pop(number), started_s)
+            for line in up.lines:
+                self._unseen.line(line)
+        for request_id, path, model, outcome in up.refused:
+            self._observe(InferenceRequest(id=request_id, path=path, format="", model=model), outcome)
         for number in up.again:
             if number in flights:
-                flight = flights[number]
-                self._opening.reopen(flight, partial(self._moved, number, flight))
+                self._again(number, flights[number])
         known = self._told is not None and up.ends == self._told.ends
         for asked in up.asked:
             self._ask(asked, known)
@@ -145,10 +176,11 @@ class Desk:
                 done.set_result(None)
 
     def _take_rare(self, up: Up) -> None:
+        self.connections = up.connections
         if up.failed:
             self._failed = up.failed
         if up.listening and not self.listening.done():
-            self.listening.set_result(up.listening)
+            self.listening.set_result(None)
         for number, headers in up.heads:
             self._heads[number] = headers
         for what, name in up.health:
@@ -172,30 +204,32 @@ class Desk:
         self.down.refreshed += 1
         self.soon()
 
-    def _close(self, closed: Closed) -> None:
+    def _close(self, number: int, outcome: Outcome) -> None:
         try:
-            self._router.close(self._flights.pop(closed.number), closed.outcome)
+            self._router.close(self._flights.pop(number), outcome)
         except Exception:  # an observer's bug must not keep the others from being told
             log.exception("a finished request could not be told")
 
-    def _observe(self, refused: Refused) -> None:
-        request = InferenceRequest(id=refused.id, path=refused.path, format="", model=refused.model)
+    def _observe(self, request: InferenceRequest, outcome: Outcome) -> None:
         try:
-            self._router.observe(request, None, refused.outcome)
+            self._router.observe(request, None, outcome)
         except Exception:
             log.exception("a refused request could not be told")
 
     # -- decisions
 
-    def _ask(self, asked: Asked, known: bool) -> None:
-        request = asked.request(self._heads[asked.head], known)
-        names, eligible = asked.eligible, None
+    def _ask(self, request: Asked, known: bool) -> None:
+        force_setattr(request, "headers", self._heads[request.head])
+        if not known:
+            unhashed = [replace(prompt, digests=b"") for prompt in request.prompts]
+            force_setattr(request, "prompts", tuple(unhashed))
+        names, eligible = request.eligible, None
         if names is not None:
 
             def eligible(endpoint: Endpoint) -> bool:
                 return endpoint.name in names
 
-        told = partial(self._decided, asked.number)
+        told = partial(self._decided, request.number)
         try:
             self._opening.open(request, told, eligible)
         except Exception:  # a plugin's bug must not cost the others their answer
@@ -210,15 +244,33 @@ class Desk:
             return
         else:
             self._flights[number] = found
-            self.down.decided.append(_told(number, found))
+            self.down.decided.append(self._told_of(number, found))
         self.soon()
 
-    def _moved(self, number: int, flight: Flight, elsewhere: bool) -> None:
+    def _again(self, number: int, flight: Flight) -> None:
+        try:
+            self._opening.reopen(flight, partial(self._reopened, number, flight))
+        except Exception:
+            log.exception("request for %s could not be sent elsewhere", flight.request.path)
+            self._reopened(number, flight, False)
+
+    def _reopened(self, number: int, flight: Flight, elsewhere: bool) -> None:
         if elsewhere:
-            self.down.decided.append(_told(number, flight))
+            self.down.decided.append(self._told_of(number, flight))
         else:
             self.down.nowhere.append(number)
         self.soon()
+
+    def _told_of(self, number: int, flight: Flight) -> Decided:
+        decision = flight.decision
+        found = Decided(number, decision.chosen.name, decision.at_s, flight.guess, decision.response_headers)
+        if decision.fallbacks:
+            found.fallbacks = tuple([endpoint.name for endpoint in decision.fallbacks])
+        if self._scores and decision.scores:
+            found.scores = dict(zip([e.name for e in decision.scored], totals(decision), strict=True))
+        if decision.request_headers:
+            found.request_headers = decision.request_headers
+        return found
 
     # -- the end
 
@@ -244,16 +296,3 @@ class Desk:
             reason="worker_lost",
         )
         self._router.close(flight, outcome)
-
-
-def _told(number: int, flight: Flight) -> Decided:
-    decision = flight.decision
-    return Decided(
-        number,
-        decision.chosen.name,
-        decision.at_s,
-        flight.guess,
-        decision.response_headers,
-        tuple([endpoint.name for endpoint in decision.fallbacks]),
-        decision.request_headers,
-    )

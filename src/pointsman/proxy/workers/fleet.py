@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import socket
 import sys
 from collections.abc import Awaitable, Sequence
 
-from msgspec.structs import replace
-
-from pointsman.config import Server, Settings
+from pointsman.config import Settings
 from pointsman.errors import SettingsError
 from pointsman.proxy.core import Core
-from pointsman.proxy.workers.desk import Desk
+from pointsman.proxy.workers.desk import Desk, Unseen
 from pointsman.proxy.workers.messages import Hello, Placed, State
 from pointsman.types import Endpoint
 
@@ -34,14 +31,25 @@ LIVED_S = 10.0
 class Worker:
     """A worker's process and its desk."""
 
-    def __init__(self, process: asyncio.subprocess.Process, desk: Desk) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, desk: Desk, control: socket.socket) -> None:
         self.process = process
         self.desk = desk
+        self._control = control
 
     async def ended(self) -> int:
         """All it had to say is counted; its exit code."""
         await self.desk.lost.wait()
+        self._control.close()
         return await self.process.wait()
+
+    def take(self, connection: socket.socket) -> bool:
+        """Pass a connection on; whether that went well."""
+        try:
+            socket.send_fds(self._control, [b"."], [connection.fileno()])
+        except OSError:  # it has ended, or does not keep up
+            return False
+        self.desk.connections += 1
+        return True
 
     def kill(self) -> None:
         if self.process.returncode is None:
@@ -49,15 +57,17 @@ class Worker:
 
 
 class Fleet:
-    """Takes requests in by processes of its own (``core.Front``)."""
+    """As many workers as the settings say, and what they are told (``desk.Shared``)."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, module: str, unseen: Unseen | None = None) -> None:
+        """``module`` is what a worker runs; ``unseen`` has what workers hand over."""
         self.draining = False
+        self.settings: Settings = core.settings
+        """As workers are told."""
         self._core = core
-        self._settings: Settings = core.settings
+        self._module = module
+        self._unseen = unseen
         self._workers: list[Worker] = []
-        self._held: Sequence[socket.socket] = ()
-        """Keep the port ours while no worker listens."""
         self._state: State | None = None
         self._shown: State | None = None
         """What all workers have been told of."""
@@ -67,41 +77,49 @@ class Fleet:
 
     # -- life
 
-    async def start(self) -> int:
-        """Start the workers; returns their port."""
-        server = self._settings.server
-        self._held, port = await _hold(server)
-        self._settings = replace(self._settings, server=replace(server, port=port))
+    async def begin(self) -> None:
+        """Start the workers; returns when they serve."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                for _ in range(server.workers):
+                for _ in range(self.settings.server.workers):
                     tasks.create_task(self._begin())
         except ExceptionGroup as group:
             self.close()
             for worker in list(self._workers):
                 await worker.ended()
             raise group.exceptions[0] from None
-        return port
 
     async def _begin(self) -> Worker:
         """A new worker that serves; ``SettingsError`` when it cannot."""
         ours, theirs = socket.socketpair()
+        control, doorway = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control.setblocking(False)
         core = self._core
-        desk = Desk(core.pool, core.router, core.opening, self, core.scraper.refresh_models)
-        with theirs:
+        desk = Desk(
+            core.pool,
+            core.router,
+            core.opening,
+            self,
+            core.scraper.refresh_models,
+            self._unseen,
+            scores=self.settings.picker.scores,
+        )
+        with theirs, doorway:
             transport, _ = await asyncio.get_running_loop().create_unix_connection(
                 lambda: desk.frames, sock=ours
             )
-            command = [sys.executable, "-m", "pointsman.proxy.workers.worker", str(theirs.fileno())]
+            given = [theirs.fileno(), doorway.fileno()]
+            command = [sys.executable, "-m", self._module, *map(str, given)]
             try:
-                process = await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno()])
+                process = await asyncio.create_subprocess_exec(*command, pass_fds=given)
             except BaseException:
                 transport.abort()
+                control.close()
                 raise
-        worker = Worker(process, desk)
+        worker = Worker(process, desk, control)
         self._workers.append(worker)
         parsers = core.router.parsers
-        desk.begin(Hello(self._settings, None if parsers is None else frozenset(parsers)))
+        desk.begin(Hello(self.settings, None if parsers is None else frozenset(parsers)))
         try:
             async with asyncio.timeout(START_S):
                 await desk.listening
@@ -158,11 +176,10 @@ class Fleet:
     async def drain(self) -> None:
         """Take nothing new and let what runs end, within its time."""
         self.draining = True
-        self._release()
         for worker in self._workers:
             worker.desk.down.drain = True
             worker.desk.soon()
-        limit_s = self._settings.server.drain_s + LAST_WORDS_S
+        limit_s = self.settings.server.drain_s + LAST_WORDS_S
         try:
             async with asyncio.timeout(limit_s):
                 for worker in list(self._workers):
@@ -177,13 +194,16 @@ class Fleet:
 
     def close(self) -> None:
         """Cut whatever is left."""
-        self._release()
         for worker in self._workers:
             worker.kill()
 
-    def _release(self) -> None:
-        for sock in self._held:
-            sock.close()
+    def take(self, connection: socket.socket) -> None:
+        """Pass a connection on to the worker that has the fewest."""
+        with connection:
+            for worker in sorted(self._workers, key=lambda worker: worker.desk.connections):
+                if worker.desk.serves and worker.take(connection):
+                    return
+            log.warning("no worker takes a connection")
 
     # -- what workers are to know (``desk.Shared``)
 
@@ -200,7 +220,17 @@ class Fleet:
             now = State(
                 core.pool.ready,
                 tuple(
-                    [Placed(m.endpoint.slot, m.target, m.endpoint.models, m.models_detail) for m in members]
+                    [
+                        Placed(
+                            m.endpoint.slot,
+                            m.target,
+                            m.endpoint.models,
+                            m.models_detail,
+                            m.draining,
+                            m.usable,
+                        )
+                        for m in members
+                    ]
                 ),
                 self._ends,
                 ends,
@@ -226,33 +256,3 @@ class Fleet:
 async def _all(futures: Sequence[asyncio.Future[None]]) -> None:
     """A worker that hangs holds nobody up."""
     await asyncio.wait(futures, timeout=SETTLE_S)
-
-
-async def _hold(server: Server) -> tuple[list[socket.socket], int]:
-    """Bound sockets that do not listen, and their port: nobody else can have it meanwhile."""
-    port, held = server.port, list[socket.socket]()
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            server.host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        for family, kind, protocol, _, address in found:
-            with socket.socket(family, kind, protocol) as probe:  # one that listens would share with us
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                _bind(probe, address, port)
-            sock = socket.socket(family, kind, protocol)
-            held.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            _bind(sock, address, port)
-            port = sock.getsockname()[1]
-    except OSError as exc:
-        for sock in held:
-            sock.close()
-        why = "is in use" if exc.errno == errno.EADDRINUSE else f"cannot be opened: {exc.strerror}"
-        raise SettingsError(f"server.port: {server.host}:{server.port} {why}; choose another") from exc
-    return held, port
-
-
-def _bind(sock: socket.socket, address: tuple[object, ...], port: int) -> None:
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    sock.bind((address[0], port, *address[2:]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from pointsman import api
 from pointsman.errors import NoEndpoints, PointsmanError
@@ -15,14 +15,11 @@ from pointsman.proxy.opening import Told
 from pointsman.proxy.workers.frames import Frames
 from pointsman.proxy.workers.messages import (
     MAX_HEADS,
-    Asked,
-    Closed,
     Decided,
     Hello,
-    Part,
-    Refused,
     State,
     Up,
+    asking,
     encode,
     on_its_way,
     read_down,
@@ -35,10 +32,14 @@ from pointsman.types import Decision, Endpoint, InferenceRequest, Load, Outcome
 log = logging.getLogger(__name__)
 
 
-class RemoteFlight(Flight):
-    """A flight whose share of the load is counted by the scheduler."""
+LATER_S = 0.002
+"""So late the scheduler may hear of a request's progress and end."""
 
-    __slots__ = ("_holds", "_link", "number")
+
+class RemoteFlight(Flight):
+    """A flight whose share of the load is counted by the scheduler, which hears of it a little later."""
+
+    __slots__ = ("_bytes", "_first_s", "_holds", "_link", "_told", "number")
 
     def __init__(self, link: Link, number: int, request: InferenceRequest, decision: Decision) -> None:
         self._link = link
@@ -46,6 +47,10 @@ class RemoteFlight(Flight):
         self.request = request
         self.tried = []
         self.guess = False
+        self._told = True
+        """There is nothing to tell."""
+        self._first_s = 0.0
+        self._bytes = 0
         self.board(decision)
 
     def board(self, decision: Decision) -> None:
@@ -55,19 +60,29 @@ class RemoteFlight(Flight):
 
     def first_output(self, now: float) -> None:
         if self._holds:
-            self._link.up.first.append((self.number, now))
-            self._link.soon()
+            self._first_s = now
+            self._tell()
 
     def received(self, body_bytes: int) -> None:
         if self._holds:
-            self._link.up.received.append((self.number, body_bytes))
-            self._link.soon()
+            self._bytes += body_bytes
+            self._tell()
 
     def release(self) -> None:
         if self._holds:
             self._holds = False
-            self._link.up.released.append(self.number)
-            self._link.soon()
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._told:
+            self._told = False
+            self._link.moving(self)
+
+    def progress(self) -> tuple[int, float, int, bool]:
+        """What there is to tell, as ``Up.progress``."""
+        found = self.number, self._first_s, self._bytes, not self._holds
+        self._told, self._first_s, self._bytes = True, 0.0, 0
+        return found
 
 
 class Link:
@@ -86,14 +101,19 @@ class Link:
         self.stop = asyncio.Event()
         """The scheduler wants us to drain, or is gone."""
         self.lost = asyncio.Event()
+        self.connections: Callable[[], int] = int
+        """How many the worker has, where that is to be known."""
         self.settle: Callable[[], None] = _nothing
         """Has everything told that is over."""
         self._number = self._head_number = 0
         self._parsers: Collection[str] | None = None
         self._state: State | None = None
+        self._loop = asyncio.get_running_loop()
         self._due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._moving: list[RemoteFlight] = []
         self._asking: dict[int, tuple[InferenceRequest, Told]] = {}
-        self._moving: dict[int, tuple[RemoteFlight, Callable[[bool], None]]] = {}
+        self._reopening: dict[int, tuple[RemoteFlight, Callable[[bool], None]]] = {}
         self._refreshing: list[asyncio.Future[None]] = []
         self._heads: dict[int, tuple[int, Mapping[str, str]]] = {}
         """Number by the identity of the headers, which are kept so that it stays theirs."""
@@ -104,16 +124,43 @@ class Link:
         """Send what this turn of the event loop brings."""
         if not self._due:
             self._due = True
-            asyncio.get_running_loop().call_soon(self.flush)
+            self._loop.call_soon(self.flush)
+
+    def later(self) -> None:
+        """Send what nobody waits for, with what must be sent if that comes first."""
+        if not self._due and self._timer is None:
+            self._timer = self._loop.call_later(LATER_S, self.flush)
 
     def flush(self) -> None:
         """Send what there is to tell."""
         self._due = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         up, self.up = self.up, Up()
+        moving, self._moving = self._moving, []
+        up.progress = [flight.progress() for flight in moving]
         if self._state:
             up.ends = self._state.ends
+        up.connections = self.connections()
         if not self.lost.is_set():
             self.frames.send(encode(up))
+
+    def moving(self, flight: RemoteFlight) -> None:
+        """There is something to tell of it."""
+        self._moving.append(flight)
+        self.later()
+
+    def hand_over(self, flight: Flight, name: str, started_s: float) -> None:
+        """We see no more of it; ``name`` is what a gateway calls it."""
+        assert isinstance(flight, RemoteFlight)
+        self.up.handed.append((flight.number, name, started_s))
+        self.later()
+
+    def line(self, fields: Sequence[object]) -> None:
+        """A gateway's access log says this."""
+        self.up.lines.append(list(fields))
+        self.later()
 
     def _saw(self, what: str, name: str) -> None:
         self.up.health.append((what, name))
@@ -130,36 +177,23 @@ class Link:
             return
         self._number += 1
         self._asking[self._number] = request, told
-        self.up.asked.append(self._asked(request, eligible))
-        self.soon()
-
-    def _asked(self, request: InferenceRequest, eligible: Eligible | None) -> Asked:
         state = self._state
         assert state, "the scheduler speaks first"
-        asked = Asked(
-            self._number,
-            request.id,
-            request.path,
-            request.format,
-            request.model,
-            request.stream,
-            request.root,
-            _parts(request, state),
-            request.prompt_tokens,
-            request.max_tokens,
-            self._head(request.headers),
-            request.n,
-            request.priority,
-            request.cache_salt,
-            request.state_id,
-            request.media,
-            request.tokenized,
-            request.body if state.bodies and not request.tokenized else b"",
-        )
+        names = None
         if eligible is not None:
             seats = self.pool.members.values()
-            asked.eligible = frozenset(s.endpoint.name for s in seats if eligible(s.endpoint))
-        return asked
+            names = frozenset(s.endpoint.name for s in seats if eligible(s.endpoint))
+        self.up.asked.append(
+            asking(
+                request,
+                self._number,
+                self._head(request.headers),
+                _parts(request, state),
+                names,
+                body=state.bodies and not request.tokenized,
+            )
+        )
+        self.soon()
 
     def _head(self, headers: Mapping[str, str]) -> int:
         """The number of these headers, which the scheduler knows or is told."""
@@ -180,27 +214,48 @@ class Link:
             told(False)
             return
         flight.release()
-        self._moving[flight.number] = flight, told
+        self._reopening[flight.number] = flight, told
         self.up.again.append(flight.number)
         self.soon()
 
     # -- what becomes of them
 
+    def moved(self, flight: Flight, endpoint: Endpoint) -> None:
+        """Whoever sends the request has sent it to another endpoint than was chosen."""
+        assert isinstance(flight, RemoteFlight)
+        flight.decision.chosen = endpoint
+        flight.board(flight.decision)
+        self.up.moved.append((flight.number, endpoint.name))
+        self.later()
+
+    def candidates(self, model: str, eligible: Eligible | None = None) -> Sequence[Endpoint]:
+        """Endpoints that may take a request of which nothing is known, as far as we have heard; never
+        empty.
+        """
+        assert not model, "others are decided on by the scheduler"
+        staying = [seat for seat in self.pool.members.values() if not seat.draining]
+        found = [s.endpoint for s in staying if s.usable] or [s.endpoint for s in staying]
+        if eligible is not None:
+            found = list(filter(eligible, found))
+        if not found:
+            raise NoEndpoints("No endpoint can answer: none that may is in the pool.")
+        return found
+
     def remember(self, flight: Flight, state_id: str) -> None:
         assert isinstance(flight, RemoteFlight)
         if state_id:
             self.up.made.append((flight.number, state_id))
-            self.soon()
+            self.later()
 
     def close(self, flight: Flight, outcome: Outcome) -> None:
         assert isinstance(flight, RemoteFlight)
-        self.up.closed.append(Closed(flight.number, on_its_way(outcome)))
-        self.soon()
+        self.up.closed.append((flight.number, on_its_way(outcome)))
+        self.later()
 
     def observe(self, request: InferenceRequest, decision: Decision | None, outcome: Outcome) -> None:
         assert decision is None, "what has been decided on is closed"
-        self.up.refused.append(Refused(request.id, request.path, request.model, on_its_way(outcome)))
-        self.soon()
+        self.up.refused.append((request.id, request.path, request.model, on_its_way(outcome)))
+        self.later()
 
     async def refresh_models(self) -> None:
         """The endpoints have been asked for their models."""
@@ -233,7 +288,7 @@ class Link:
         for number in down.nowhere:
             self._moved(number, None)
         for decided in down.decided:
-            if decided.number in self._moving:
+            if decided.number in self._reopening:
                 self._moved(decided.number, decided)
             else:
                 self._answer(decided.number, decided)
@@ -262,7 +317,7 @@ class Link:
             log.exception("request for %s could not be answered", request.path)
 
     def _moved(self, number: int, found: Decided | None) -> None:
-        flight, told = self._moving.pop(number)
+        flight, told = self._reopening.pop(number)
         if found is not None:
             flight.board(self._decision(flight.request, found))
         try:
@@ -271,6 +326,7 @@ class Link:
             log.exception("request for %s could not be sent elsewhere", flight.request.path)
 
     def _decision(self, request: InferenceRequest, found: Decided) -> Decision:
+        scores = found.scores or {}
         return Decision(
             request.id,
             request.model,
@@ -279,6 +335,8 @@ class Link:
             (),
             self._endpoint(found.endpoint),
             tuple(map(self._endpoint, found.fallbacks)),
+            scored=tuple(map(self._endpoint, scores)),
+            scores={"total": tuple(scores.values())} if scores else {},
             request_headers=found.request_headers,
             response_headers=found.response_headers,
         )
@@ -297,7 +355,7 @@ class Link:
             self._refreshed()
         for number in list(self._asking):
             self._answer(number, NoEndpoints("No endpoint can answer: the scheduler has gone."))
-        for number in list(self._moving):
+        for number in list(self._reopening):
             self._moved(number, None)
 
 
@@ -305,13 +363,13 @@ def _nothing() -> None:
     pass
 
 
-def _parts(request: InferenceRequest, state: State) -> list[Part]:
+def _parts(request: InferenceRequest, state: State) -> Sequence[tuple[bytes, int, bytes, int]]:
     """The prompts with their hashes; of the first also the beginning, which tells prompts of one kind."""
     prompts = request.prompts
     if not prompts:
-        return []
+        return ()
     ends = state.block_ends
-    chains = iter(chains_of(request, ends))
+    chains = iter(chains_of(request, ends) if any(len(p.data) >= ends[0] for p in prompts) else ())
     parts = []
     for i, prompt in enumerate(prompts):
         data, size = prompt.data, len(prompt.data)
@@ -320,5 +378,5 @@ def _parts(request: InferenceRequest, state: State) -> list[Part]:
             kept = bytes(data)
         else:
             kept = b"" if i else bytes(data[:HEAD_BYTES])
-        parts.append(Part(kept, prompt.tokens, digests, 0 if len(kept) == size else size))
+        parts.append((kept, prompt.tokens, digests, 0 if len(kept) == size else size))
     return parts

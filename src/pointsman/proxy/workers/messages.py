@@ -7,6 +7,7 @@ back before the next decision.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import msgspec
@@ -17,72 +18,55 @@ from pointsman import errors
 from pointsman.config import Settings
 from pointsman.endpoints.target import Target
 from pointsman.errors import PointsmanError
-from pointsman.types import InferenceRequest, Outcome, Prompt, Tokenized
+from pointsman.types import InferenceRequest, Outcome, Prompt
 
 MAX_HEADS = 1000
 """So many headers the scheduler remembers for each worker at least."""
 
 
-class Part(msgspec.Struct, array_like=True, gc=False):
-    """A prompt: its beginning, and the hashes of its blocks."""
+class Part(Prompt, array_like=True, frozen=True, gc=False):
+    """A prompt on its way: as far as the scheduler wants it, and the hashes of its blocks."""
 
     data: bytes
-    tokens: int
-    digests: bytes
-    size_bytes: int
-
-    def prompt(self, known: bool) -> Prompt:
-        """``known``: the hashes are of the blocks that the index has now."""
-        return Prompt(self.data, self.tokens, self.digests if known else b"", self.size_bytes)
 
 
-class Asked(msgspec.Struct, array_like=True, gc=False):
-    """A request to be decided on: all that the scheduler may read of it. ``number`` is its worker's."""
+class Asked(InferenceRequest, array_like=True, frozen=True, kw_only=True):
+    """A request on its way, to be decided on."""
 
-    number: int
-    id: str
-    path: str
-    format: str
-    model: str
-    stream: bool
-    root: bytes
-    prompts: list[Part]
-    prompt_tokens: int
-    max_tokens: int | None
-    head: int
-    """Number of its headers, see ``Up.heads``."""
-    n: int = 1
-    priority: int = 0
-    cache_salt: str = ""
-    state_id: str = ""
-    media: tuple[tuple[str, int], ...] = ()
-    tokenized: tuple[Tokenized, ...] = ()
-    body: bytes = b""
-    """Where the scheduler has asked for bodies."""
+    prompts: tuple[Part, ...] = ()
+    number: int = 0
+    """Its worker's."""
+    head: int = 0
+    """Number of its headers, see ``Up.heads``; it comes without."""
     eligible: frozenset[str] | None = None
     """Names of the endpoints that may get it; None: any."""
 
-    def request(self, headers: dict[str, str], known: bool) -> InferenceRequest:
-        """As the scheduler sees it; ``known`` as in ``Part.prompt``."""
-        return InferenceRequest(
-            id=self.id,
-            path=self.path,
-            format=self.format,
-            body=self.body,
-            model=self.model,
-            stream=self.stream,
-            prompts=tuple([part.prompt(known) for part in self.prompts]),
-            root=self.root,
-            tokenized=self.tokenized,
-            cache_salt=self.cache_salt,
-            prompt_tokens=self.prompt_tokens,
-            max_tokens=self.max_tokens,
-            n=self.n,
-            media=self.media,
-            state_id=self.state_id,
-            headers=headers,
-            priority=self.priority,
-        )
+
+assert Asked.__struct_fields__ == (*InferenceRequest.__struct_fields__, "number", "head", "eligible")
+_BODY, _PROMPTS, _HEADERS = map(Asked.__struct_fields__.index, ("body", "prompts", "headers"))
+
+
+def asking(
+    request: InferenceRequest,
+    number: int,
+    head: int,
+    parts: Sequence[tuple[bytes, int, bytes, int]],
+    eligible: frozenset[str] | None,
+    *,
+    body: bool,
+) -> Asked:
+    """What is written as an ``Asked`` is: its fields alone will do, and cost a tenth. ``parts`` are those of
+    a ``Part`` each; ``body``: it goes along.
+    """
+    fields = list(astuple(request))
+    fields[_PROMPTS], fields[_HEADERS] = parts, NO_HEADERS
+    if not body:
+        fields[_BODY] = b""
+    fields += (number, head, eligible)
+    return cast(Asked, fields)
+
+
+NO_HEADERS: dict[str, str] = {}
 
 
 class Told(Outcome, frozen=True, array_like=True):
@@ -90,24 +74,8 @@ class Told(Outcome, frozen=True, array_like=True):
 
 
 def on_its_way(outcome: Outcome) -> Told:
-    """What is written as ``outcome`` is as ``Told``: its fields alone will do, and cost a tenth."""
+    """What is written as a ``Told`` is."""
     return cast(Told, astuple(outcome))
-
-
-class Closed(msgspec.Struct, array_like=True, gc=False):
-    """A decided request is over."""
-
-    number: int
-    outcome: Told
-
-
-class Refused(msgspec.Struct, array_like=True, gc=False):
-    """A request that was refused, or left, before it was decided on."""
-
-    id: str
-    path: str
-    model: str
-    outcome: Told
 
 
 class Up(msgspec.Struct, array_like=True, gc=False):
@@ -115,10 +83,12 @@ class Up(msgspec.Struct, array_like=True, gc=False):
 
     ends: int = 0
     """Which of the told block ends its hashes are of."""
-    listening: int = 0
-    """The worker serves, on this port."""
+    listening: bool = False
+    """The worker serves."""
     failed: str = ""
     """It cannot: why."""
+    connections: int = 0
+    """That it has, of those that were passed on to it."""
     settled: int = 0
     """So many questions of the scheduler whether all has been told: now it has."""
     refreshes: int = 0
@@ -127,15 +97,22 @@ class Up(msgspec.Struct, array_like=True, gc=False):
     """Headers by number, which only grows: many requests have the same."""
     health: list[tuple[str, str]] = field(default_factory=list)
     """What was seen of an endpoint: what the pool is to be told, and its name."""
-    first: list[tuple[int, float]] = field(default_factory=list)
-    """First outputs and when they came."""
-    received: list[tuple[int, int]] = field(default_factory=list)
-    """Response bytes."""
-    released: list[int] = field(default_factory=list)
+    progress: list[tuple[int, float, int, bool]] = field(default_factory=list)
+    """Of requests: when their first output came, or 0.0, how many bytes did, and whether they have left their
+    endpoint.
+    """
+    moved: list[tuple[int, str]] = field(default_factory=list)
+    """They were sent to these endpoints instead of ours."""
     made: list[tuple[int, str]] = field(default_factory=list)
     """States that the endpoints of requests hold now."""
-    closed: list[Closed] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
+    closed: list[tuple[int, Told]] = field(default_factory=list)
+    """Decided ones that are over."""
+    handed: list[tuple[int, str, float]] = field(default_factory=list)
+    """Of these the worker sees no more: their names elsewhere, and when they came."""
+    lines: list[list[Any]] = field(default_factory=list)
+    """Lines of gateways' access logs."""
+    refused: list[tuple[str, str, str, Told]] = field(default_factory=list)
+    """Ids, paths and models of requests that were refused, or left, before they were decided on."""
     again: list[int] = field(default_factory=list)
     """They failed, and are to go elsewhere."""
     asked: list[Asked] = field(default_factory=list)
@@ -148,6 +125,8 @@ class Placed(msgspec.Struct, array_like=True, frozen=True):
     target: Target
     models: frozenset[str] | None
     models_detail: tuple[dict[str, Any], ...]
+    draining: bool
+    usable: bool
 
 
 class State(msgspec.Struct, array_like=True, frozen=True):
@@ -172,6 +151,8 @@ class Decided(msgspec.Struct, array_like=True, gc=False):
     guess: bool = False
     response_headers: tuple[tuple[str, str], ...] = ()
     fallbacks: tuple[str, ...] = ()
+    scores: dict[str, float] | None = None
+    """In all, by endpoint, where the settings want them told."""
     request_headers: tuple[tuple[str, str], ...] = ()
 
 

@@ -14,12 +14,14 @@ from pointsman.types import Endpoint, Load
 class Seat:
     """An endpoint of the pool (``plane.Seat``)."""
 
-    __slots__ = ("endpoint", "models_detail", "target")
+    __slots__ = ("draining", "endpoint", "models_detail", "target", "usable")
 
     def __init__(self, placed: Placed) -> None:
         target = placed.target
         self.target: Target = target
         self.models_detail: tuple[dict[str, Any], ...] = placed.models_detail
+        self.draining = placed.draining
+        self.usable = placed.usable
         self.endpoint = Endpoint(
             name=target.name,
             slot=placed.slot,
