@@ -122,7 +122,9 @@ def test_without_any_producer_engines_are_believed_where_they_tell() -> None:
 
 
 def test_only_the_approximate_producer_wants_no_events() -> None:
-    assert load(SENT, "prefix-cache-scorer").only_sent
+    only = load(SENT, "prefix-cache-scorer")
+    assert only.only_sent
+    assert scheduled(only).chosen.name == "e0"
     assert not load(SENT, PRECISE, "prefix-cache-scorer").only_sent
 
 

@@ -163,8 +163,10 @@ class _Loader:
         reads_metrics, metrics, extractor = self._metrics(layer)
         parsers = self._parsers()
         precise = self._only(PrecisePrefixCache)
+        sent = any(spec.type == SENT for spec in self.document.plugins or ())
         self._check_names()
-        self._name_prefix_producers(precise)
+        if precise is not None or sent:
+            self._name_prefix_producers(sent)
         profiles = tuple(self._profile(spec) for spec in specs)
         for name in self.built.keys() - self.used:
             if _scheduling_kinds(self.built[name]):
@@ -181,7 +183,7 @@ class _Loader:
             discovery=self._discovery(layer),
             parsers=parsers,
             precise=precise,
-            only_sent=precise is None and any(spec.type == SENT for spec in self.document.plugins or ()),
+            only_sent=sent and precise is None,
             tokens=self._only(TokenProducer),
         )
 
@@ -259,16 +261,15 @@ class _Loader:
             if len(types.get(producer, ())) > 1:
                 raise self.fail(f"plugins: more than one {producer} {NOT_YET}")
 
-    def _name_prefix_producers(self, precise: PrecisePrefixCache | None) -> None:
+    def _name_prefix_producers(self, sent: bool) -> None:
         """Of plugins that read prefix matches: the producer's type in the place of its name. Who names none
-        reads, as in llm-d, the one that goes by the name of what was sent.
+        reads, as in llm-d, the one that goes by the name of what was sent; it is said where there is none
+        (``sent`` false).
         """
         for name, plugin in self.built.items():
             for field in (field for field, producer in plugin.producers.items() if producer == SENT):
                 wanted = getattr(plugin, field)
-                if precise is None and not wanted:  # nobody has chosen
-                    continue
-                if not wanted and SENT not in self.built:
+                if not wanted and not sent and SENT not in self.built:
                     log.warning(
                         "%s: plugin %s names no producer of prefix matches and goes by what was sent, as in "
                         "llm-d; to go by KV events, it must name the precise one",
