@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,23 +61,30 @@ def eventually(holds: Callable[[], bool], seconds: float, what: str) -> float:
 
 
 class Engine:
-    """One ``vllm serve``, with ``more`` options. It keeps its port when it is started again."""
+    """One ``vllm serve``, with ``more`` options and variables. It keeps its port when it is started again."""
 
-    def __init__(self, name: str, *more: str) -> None:
+    def __init__(self, name: str, *more: str, variables: Mapping[str, str] | None = None) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
         self.name = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.name}"
         self._more = more
+        self._variables = variables or {}
         self._log = HOME / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
+
+    def with_options(self, *more: str) -> Engine:
+        """Options that need its name. Before it is started."""
+        self._more += more
+        return self
 
     def start(self) -> None:
         vllm = HOME / ".venv" / "bin" / "vllm"
         command = ["nice", "-n", "10", vllm, "serve", HOME / MODEL, *SERVE, *self._more]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
-        environment = {**os.environ, **ENVIRONMENT, "PATH": f"{vllm.parent}:{os.environ['PATH']}"}
+        path = f"{vllm.parent}:{os.environ['PATH']}"
+        environment = {**os.environ, **ENVIRONMENT, **self._variables, "PATH": path}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
