@@ -7,10 +7,11 @@ rest, at engines without a metrics page.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from pointsman.extproc.access_log import Completion
 from pointsman.extproc.destinations import Destinations
+from pointsman.proxy.plane import Routing
 from pointsman.router import Flight, Router
 from pointsman.types import Clock, Ending, Endpoint, Outcome
 
@@ -39,13 +40,23 @@ class _Page(NamedTuple):
     """At the engine, whoever sent them."""
 
 
-def follow(router: Router, destinations: Destinations, flight: Flight, address: str) -> None:
+def follow(router: Routing, destinations: Destinations, flight: Flight, address: str) -> None:
     """Whoever forwards the request says that ``address`` served it: its load is there."""
     if address and address != destinations.of(flight.decision.chosen.name):
         members = router.pool.members.values()
         found = next((m for m in members if destinations.at(m.target) == address), None)
         if found is not None:
             router.moved(flight, found.endpoint)
+
+
+class HandedOver(Protocol):
+    """Where requests go whose responses nobody sees."""
+
+    def name(self) -> str:
+        """A new name, by which Envoy's log may call a request."""
+
+    def add(self, name: str, flight: Flight, started_s: float) -> None:
+        """Nothing more will be seen of this request."""
 
 
 class Completions:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from pointsman import api
 from pointsman.errors import BodyTooLarge, NoEndpoints, PointsmanError
 from pointsman.extproc import messages
-from pointsman.extproc.completions import Completions, follow
+from pointsman.extproc.completions import HandedOver, follow
 from pointsman.extproc.destinations import Destinations
 from pointsman.extproc.grpc import INVALID_ARGUMENT, Stream
 from pointsman.extproc.grpc_status import is_grpc
@@ -43,7 +43,8 @@ from pointsman.proxy.exchange import NO_USAGE
 from pointsman.proxy.gateway import rewritten
 from pointsman.proxy.head import MODEL_REWRITE
 from pointsman.proxy.opening import Opening
-from pointsman.router import Eligible, Flight, Router
+from pointsman.proxy.plane import Routing
+from pointsman.router import Eligible, Flight
 from pointsman.types import Clock, Decision, Ending, InferenceRequest, Outcome
 
 log = logging.getLogger(__name__)
@@ -59,10 +60,10 @@ class Processor:
 
     def __init__(
         self,
-        router: Router,
+        router: Routing,
         opening: Opening,
         destinations: Destinations,
-        completions: Completions,
+        completions: HandedOver,
         clock: Clock,
         rng: random.Random,
         *,
@@ -328,8 +329,6 @@ class Process:
             try:
                 address = self._processor.address(found.decision)
             except NoEndpoints as error:
-                self._flight = None
-                found.release()
                 self._refuse(head, error)
                 return
             self._answer(head, found, address, changed, ended)
@@ -407,7 +406,11 @@ class Process:
             request_bytes=self._body_bytes,
             reason=error.reason,
         )
-        processor.router.observe(InferenceRequest(id=request_id, path=path, format=""), None, outcome)
+        flight, self._flight = self._flight, None
+        if flight is None:
+            processor.router.observe(InferenceRequest(id=request_id, path=path, format=""), None, outcome)
+        else:
+            processor.router.close(flight, outcome)
 
     # -- the response
 

@@ -36,8 +36,8 @@ MAX_PASSED = 64
 """Connections taken in one turn."""
 
 
-class HandedOver:
-    """Requests whose responses nobody sees: the scheduler follows them (``completions.Completions``)."""
+class Handing:
+    """Requests whose responses nobody sees: the scheduler follows them (``completions.HandedOver``)."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -63,10 +63,10 @@ class PickerWorker:
         picker = settings.picker
         self._destinations = Destinations(link.pool)
         processor = Processor(
-            link,  # type: ignore[arg-type]  # all of a router that a processor uses
+            link,
             link,
             self._destinations,
-            HandedOver(link),  # type: ignore[arg-type]  # and of the completions
+            Handing(link),
             time.monotonic,
             random.Random(settings.scheduling.seed),
             responses=picker.responses,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from pointsman.api import Format
@@ -15,7 +15,7 @@ from pointsman.endpoints.pool import Listener
 from pointsman.endpoints.target import Target
 from pointsman.proxy.opening import Opening
 from pointsman.proxy.upstream import Connections
-from pointsman.router import Flight
+from pointsman.router import Eligible, Flight
 from pointsman.types import Clock, Decision, Endpoint, InferenceRequest, Outcome
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,17 @@ class Ends(Protocol):
     def close(self, flight: Flight, outcome: Outcome) -> None: ...
 
     def observe(self, request: InferenceRequest, decision: Decision | None, outcome: Outcome) -> None: ...
+
+
+class Routing(Ends, Protocol):
+    """The router, as far as a front uses it that does not send requests itself."""
+
+    @property
+    def pool(self) -> Endpoints: ...
+
+    def candidates(self, model: str, eligible: Eligible | None = None) -> Sequence[Endpoint]: ...
+
+    def moved(self, flight: Flight, endpoint: Endpoint) -> None: ...
 
 
 class Plane:
