@@ -9,7 +9,7 @@ import pytest
 
 from pointsman.scheduling.producers.p2p_source import HEADER
 from pointsman.testing.client import RawClient, message
-from pointsman.testing.serving import serving
+from pointsman.testing.serving import admin, serving
 from pointsman.testing.upstream import FakeUpstream
 
 TURNS = {
@@ -49,3 +49,5 @@ async def test_the_endpoint_is_told_who_holds_the_prefix(turns: str, workers: in
         assert second.names.count(HEADER) == 1
         assert json.loads(second.body)["model"] == "m"
         assert HEADER not in last.headers  # by then it holds the prompt itself
+        records = json.loads((await admin(app, "/decisions")).body)["decisions"]
+        assert [r.get("request_headers") for r in records] == [None, {HEADER: name}, None]

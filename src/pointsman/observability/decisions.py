@@ -76,6 +76,7 @@ def render(decision: Decision) -> dict[str, Any]:
         "matched_tokens": decision.matched_tokens,
         "matched_by": "events" if decision.by_events else "sent",
         **({"untokenized": decision.untokenized} if decision.untokenized else {}),
+        **({"request_headers": dict(decision.request_headers)} if decision.request_headers else {}),
         "predicted": msgspec.to_builtins(decision.predicted) if decision.predicted else None,
         "outcome": msgspec.to_builtins(msgspec.structs.asdict(outcome)) if outcome else None,
     }
