@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from tests.extproc.test_authz import lane
 
-from pointsman.extproc.envoy_config import STRIPPED, listener
 from pointsman.extproc.messages import BUFFERED, FULL_DUPLEX
 from pointsman.scheduling.producers.p2p_source import HEADER
+from pointsman.testing.client import message
+from pointsman.testing.envoy import behind_envoy
 from pointsman.testing.picking import Stage, destination, headers_set
-from pointsman.testing.serving import settings
 from pointsman.testing.upstream import FakeUpstream
 
 TURNS = json.dumps(
@@ -55,8 +55,23 @@ async def test_the_fast_lane_names_it(tmp_path: Path) -> None:
         assert second[HEADER] == first["x-gateway-destination-endpoint"]
 
 
-def test_envoy_passes_on_what_the_fast_lane_names_and_nothing_that_a_client_does() -> None:
-    assert HEADER in STRIPPED
-    told = json.dumps(listener(settings("http://127.0.0.1:1", envoy={"fast_lane": True})))
-    allowed = told.partition('"allowed_upstream_headers"')[2].partition("]")[0]
-    assert HEADER in allowed
+@pytest.mark.parametrize("fast", [False, True], ids=["ext_proc", "fast-lane"])
+async def test_behind_envoy_the_endpoint_is_told_and_a_client_names_nobody(
+    tmp_path: Path, fast: bool
+) -> None:
+    policy = tmp_path / "policy.json"
+    policy.write_text(TURNS)
+    asked = message("POST", "/v1/completions", BODY, f"{HEADER}: 10.9.9.9:1")
+    async with (
+        FakeUpstream() as a,
+        FakeUpstream() as b,
+        behind_envoy(a, b, fast_lane=fast, scheduling={"picker_config": str(policy)}) as gateway,
+    ):
+        async with gateway.client() as client:
+            for _ in range(2):
+                assert (await client.ask(asked)).status == 200
+        (first,), (second,) = a.requests, b.requests
+        told = {a.name: first.headers.get(HEADER), b.name: second.headers.get(HEADER)}
+        assert told in ({a.name: None, b.name: a.name}, {a.name: b.name, b.name: None})
+        await gateway.until(lambda: len(gateway.ended) == 2)
+        assert gateway.in_flight == 0
