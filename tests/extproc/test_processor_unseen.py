@@ -288,3 +288,14 @@ def test_a_probe_that_nobody_tells_of_is_waited_for_a_moment_only(why: str) -> N
     stage.completions.sweep()
     assert breaker.passes
     assert len(stage.completions) == 1  # it may still be there
+
+
+def test_a_request_that_nobody_tells_of_keeps_its_size_but_not_its_body() -> None:
+    stage = one()
+    call = stage.call()
+    call.head()
+    call.body(BODY)
+    ((_, unseen),) = stage.completions._flying.items()
+    assert unseen.flight.request.body == b""
+    stage.completions.close()
+    assert [outcome.request_bytes for outcome in stage.ended] == [len(BODY)]

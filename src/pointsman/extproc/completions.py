@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from msgspec.structs import replace
+
 from pointsman.extproc.access_log import Completion
 from pointsman.extproc.destinations import Destinations
 from pointsman.proxy.plane import Routing
@@ -30,6 +32,8 @@ class Unseen(NamedTuple):
     flight: Flight
     started_s: float
     """When it came."""
+    request_bytes: int
+    """Of its body, which is not kept."""
 
 
 class _Page(NamedTuple):
@@ -97,7 +101,9 @@ class Completions:
             self._pool.abandoned(flight.decision.chosen)  # its answer would prove the endpoint; nobody tells
         elif self._pool.troubled and self._probes_endpoint(flight):
             self._probes[name] = self._clock()
-        self._flying[name] = Unseen(flight, started_s)
+        request = flight.request
+        flight.request = replace(request, body=b"")  # long gone, and memory that is used again is warm
+        self._flying[name] = Unseen(flight, started_s, len(request.body))
         self._names.setdefault(flight.request.id, []).append(name)
 
     # -- how we hear of an end
@@ -221,7 +227,7 @@ class Completions:
             endpoint=flight.decision.chosen.name,
             decided_s=flight.decision.at_s - unseen.started_s,
             duration_s=now_s - unseen.started_s,
-            request_bytes=len(flight.request.body),
+            request_bytes=unseen.request_bytes,
             reason=reason,
         )
         self._close(name, outcome)
