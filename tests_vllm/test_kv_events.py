@@ -16,7 +16,7 @@ import subprocess
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
@@ -153,21 +153,22 @@ class Router:
             action = "resume" if engine in (None, each) else "drain"
             post(f"{self._gateway.admin}/endpoints/{each.name}/{action}", {})
 
-    def ask(self, path: str, fields: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The record of the decision, and the answer."""
+    def send(self, path: str, fields: Fields) -> tuple[str, dict[str, Any]]:
+        """The request's id, and the answer."""
         request_id = f"r{next(self._numbers)}"
-        answer = post(self._gateway.url + path, {"model": MODEL, "temperature": 0, **fields}, request_id)
-        self.last = self.record(request_id)
-        return self.last, answer
+        return request_id, post(
+            self._gateway.url + path, {"model": MODEL, "temperature": 0, **fields}, request_id
+        )
 
     def record(self, request_id: str) -> dict[str, Any]:
+        """Of its decision."""
         page = f"{self._gateway.admin}/decisions?limit=1&request_id={request_id}"
         [found] = json.loads(get(page))["decisions"]
         return dict(found)
 
-    def check(self, kind: str, path: str, fields: Fields, *, settle: bool = True) -> dict[str, Any]:
-        """Ask, and note whether what was predicted is what the engine reports."""
-        record, answer = self.ask(path, fields)
+    def compare(self, kind: str, request_id: str, answer: Mapping[str, Any]) -> None:
+        """Note whether what was predicted is what the engine reports."""
+        record = self.last = self.record(request_id)
         usage = answer["usage"]
         reported = usage["prompt_tokens_details"]["cached_tokens"]
         self.cached_tokens += reported
@@ -176,11 +177,15 @@ class Router:
             self.exact[kind] += 1
         else:
             self.wrong.append(
-                f"{kind}: {record['request_id']} at {record['chosen']}: {said} {record.get('untokenized')}, "
+                f"{kind}: {request_id} at {record['chosen']}: {said} {record.get('untokenized')}, "
                 f"and it reports {reported} of {usage['prompt_tokens']}"
             )
-        if settle:
-            self.settle()
+
+    def check(self, kind: str, path: str, fields: Fields) -> dict[str, Any]:
+        """Send it, compare, and wait until the engine has told of it."""
+        request_id, answer = self.send(path, fields)
+        self.compare(kind, request_id, answer)
+        self.settle()
         return answer
 
 
@@ -259,7 +264,7 @@ def warm(router: Router, pool: Pool) -> None:
     """Blocks are known from the first event on: each engine tells of some."""
     for engine in pool.engines:
         router.only(engine, pool.engines)
-        router.ask(TEXT, {"prompt": words(random.Random(next(FRESH)), 40), "max_tokens": 1})
+        router.send(TEXT, {"prompt": words(random.Random(next(FRESH)), 40), "max_tokens": 1})
     router.only(None, pool.engines)
     router.knows()
 
@@ -317,23 +322,29 @@ def test_an_llm_d_configuration_keeps_conversations_where_they_are_cached(
         assert len(set.union(*homes)) == 2, "each engine has some"
 
 
-@pytest.mark.parametrize("clients", [1, 3])
-def test_back_to_back(pool: Pool, figures: list[str], clients: int) -> None:
-    """Nobody waits for the events of the request before, which come when the next has been decided on."""
+@pytest.mark.parametrize(("clients", "shared"), [(1, True), (3, False), (6, True)])
+def test_back_to_back(pool: Pool, figures: list[str], clients: int, shared: bool) -> None:
+    """Nobody waits for the events of the request before, which come when the next has been decided on.
+    Clients have one prefix, or one each, and send each prompt twice.
+    """
     rng, start_s = random.Random(clients), time.monotonic()
     with routing(pool, ANY, HERE) as router:
         warm(router, pool)
-        prefixes = [words(rng, 60) for _ in range(clients)]
+        prefix = words(rng, 60)
+        prefixes = [prefix if shared else words(rng, 60) for _ in range(clients)]
 
-        def client(prefix: str) -> None:
-            made = random.Random(prefix)
-            for _ in range(60 // clients):
-                fields = {"prompt": prefix + words(made, 8), "max_tokens": 2}
-                router.check("request", TEXT, fields, settle=False)
+        def client(number: int) -> list[tuple[str, dict[str, Any]]]:
+            made = random.Random(1000 * clients + number)
+            prompts = [prefixes[number] + words(made, 20) for _ in range(60 // clients)]
+            twice = [prompt for prompt in prompts for _ in range(2)]
+            return [router.send(TEXT, {"prompt": prompt, "max_tokens": 1}) for prompt in twice]
 
         with ThreadPoolExecutor(clients) as threads:
-            list(threads.map(client, prefixes))
-        told(figures, f"back to back, {clients} at once", router, start_s)
+            answers = [answer for found in threads.map(client, range(clients)) for answer in found]
+        for request_id, answer in answers:
+            router.compare("request", request_id, answer)
+        title = f"back to back, {clients} at once, {'one prefix' if shared else 'a prefix each'}"
+        told(figures, title, router, start_s)
         assert router.cached_tokens > 5000
 
 
@@ -385,7 +396,7 @@ def test_a_cache_that_is_reset_holds_nothing(pool: Pool, figures: list[str]) -> 
             router.check("before", TEXT, prompt)
             assert router.last["matched_tokens"] > 200
             post(f"{engine.url}/reset_prefix_cache", {})
-            router.ask(TEXT, {"prompt": words(rng, 4), "max_tokens": 1})
+            router.send(TEXT, {"prompt": words(rng, 4), "max_tokens": 1})
             router.settle()
             router.check("after", TEXT, prompt)
             assert router.last["matched_tokens"] == 0
@@ -408,14 +419,14 @@ def test_an_engine_that_is_killed_comes_back_empty(pool: Pool, figures: list[str
         assert router.last["matched_tokens"] > 200
         router.only(None, pool.engines)
         killed.stop(signal.SIGKILL)
-        router.ask(TEXT, prompt)
-        assert router.last["chosen"] == other.name
+        request_id, _ = router.send(TEXT, prompt)
+        assert router.record(request_id)["chosen"] == other.name
         killed.start()
         killed.wait()
         up_s = time.monotonic()
         eventually(lambda: router.serves(killed), 60, "the engine is found again")
         router.only(killed, pool.engines)
-        router.ask(TEXT, {"prompt": words(rng, 40), "max_tokens": 1})
+        router.send(TEXT, {"prompt": words(rng, 40), "max_tokens": 1})
         healed = eventually(
             lambda: router.blocks(killed) > 0, 30, f"events come again: {json.dumps(router.sources())}"
         )
