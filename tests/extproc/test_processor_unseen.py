@@ -299,3 +299,15 @@ def test_a_request_that_nobody_tells_of_keeps_its_size_but_not_its_body() -> Non
     assert unseen.flight.request.body == b""
     stage.completions.close()
     assert [outcome.request_bytes for outcome in stage.ended] == [len(BODY)]
+
+
+def test_a_large_request_ends_in_the_same_few_bytes_as_the_stream() -> None:
+    """Else an endpoint may answer in between, and what the gateway then sends us of it is lost."""
+    stage = one()
+    call = stage.call()
+    call.head()
+    body = json.dumps({"model": "m", "prompt": "x" * 5000}).encode()
+    answers = [answer.request_body.response.body_mutation.streamed_response for answer in call.body(body)[1:]]
+    assert b"".join(answer.body for answer in answers) == body
+    assert [(len(answer.body), answer.end_of_stream) for answer in answers] == [(len(body), False), (0, True)]
+    assert call.finished == 0

@@ -317,6 +317,10 @@ def _chunk_prefix(of_request: bool, length: int, end: bool) -> bytes:
     return prefix
 
 
+REQUEST_BODY_END = _chunk(True, b"", True)
+"""An empty last piece."""
+
+
 def immediate(
     status: int, body: str, set_headers: Iterable[tuple[str, str]] = (), grpc_code: int | None = None
 ) -> bytes:

@@ -50,6 +50,8 @@ from pointsman.types import Clock, Decision, Ending, InferenceRequest, Outcome
 log = logging.getLogger(__name__)
 
 SEEN, UNSEEN, AUTO = "seen", "unseen", "auto"
+FEW_BYTES: Final = 1024
+"""What is written together and is no longer than this is read together, as good as always."""
 AT_ONCE_S: Final = 0.05
 """A stream of tokens that the gateway closes so soon after the response's headers has not ended: the gateway
 has been told to send us no more of it."""
@@ -372,9 +374,16 @@ class Process:
             send(chosen.with_body(request.body if changed else None))
             return
         send(chosen.with_headers())
-        if ended is not None:
-            for piece in messages.chunks(True, request.body, ended):
-                send(piece)
+        if ended is None:
+            return
+        # What the endpoint answers before our end of the stream has reached the gateway comes to us and is
+        # lost. So the endpoint gets the end of the request in the same few bytes as the gateway ours.
+        large = len(request.body) > FEW_BYTES and self._response_mode == FULL_DUPLEX
+        apart = ended and large and not self._sees(flight)
+        for piece in messages.chunks(True, request.body, ended and not apart):
+            send(piece)
+        if apart:
+            send(messages.REQUEST_BODY_END)
 
     def _sees(self, flight: Flight) -> bool:
         return self._processor.sees(flight, self._names is not None)
