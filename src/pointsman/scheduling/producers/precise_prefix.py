@@ -35,7 +35,7 @@ class PrecisePrefixCache(Plugin):
         "indexerConfig.kvBlockIndexConfig.inMemoryConfig.size": OWN_SIZE,
         "indexerConfig.kvBlockIndexConfig.inMemoryConfig.podCacheSize": "every holder of a block is known",
         "indexerConfig.kvBlockIndexConfig.metricsLoggingInterval": "metrics are on the admin port",
-        "indexerConfig.kvBlockIndexConfig.maxPrefixTokensToMatch": "it never had an effect; leave it out",
+        "indexerConfig.kvBlockIndexConfig.maxPrefixTokensToMatch": "llm-d does not read it either",
         "indexerConfig.kvBlockIndexConfig.redisConfig.enableRDMA": "the connection is TCP",
         "indexerConfig.kvBlockIndexConfig.valkeyConfig.enableRDMA": "the connection is TCP",
         "indexerConfig.tokenProcessorConfig": "its place is tokenProcessorConfig, beside indexerConfig",
