@@ -7,7 +7,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -226,6 +228,88 @@ async def test_a_worker_that_is_killed_takes_only_its_own_requests_with_it() -> 
         assert victim not in workers(os.getpid())
         async with RawClient(app.port) as client:
             assert (await client.ask()).status == 200
+
+
+async def test_ready_needs_a_worker() -> None:
+    async with FakeUpstream() as engine, serving(engine, server=WORKERS) as app:
+        assert (await admin(app, "/readyz")).status == 200
+        for worker in workers(os.getpid()):
+            os.kill(worker, signal.SIGKILL)
+
+        async def ready(status: int) -> bool:
+            return (await admin(app, "/readyz")).status == status
+
+        await until(lambda: ready(503))
+        await until(lambda: ready(200), 5000)
+        async with RawClient(app.port) as client:
+            assert (await client.ask()).status == 200
+
+
+@asynccontextmanager
+async def process(engine: FakeUpstream, number: int) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+    """``pointsman serve`` with so many workers, and its port."""
+    pipe = asyncio.subprocess.PIPE
+    where = ["--host", "127.0.0.1", "--port", "0", "--admin-port", "0", "--workers", str(number)]
+    command = [sys.executable, "-m", "pointsman", "serve", engine.url, *where]
+    started = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
+    try:
+        assert started.stdout
+        report = (await started.stdout.readuntil(b"try:")).decode()
+        yield started, int(re.findall(r"base URL: http://127\.0\.0\.1:(\d+)/v1", report)[0])
+    finally:
+        if started.returncode is None:
+            started.kill()
+        await started.communicate()
+
+
+async def test_without_a_scheduler_new_requests_get_503_and_streams_go_on() -> None:
+    """Its process is killed; the worker ends with its last stream."""
+    gate = asyncio.Event()
+    script = [SSE_HEAD, event("one"), gate, event("two"), LAST_CHUNK]
+    async with FakeUpstream(script) as engine, process(engine, 1) as (scheduler, port):
+        async with RawClient(port) as streaming, RawClient(port) as other:
+            streaming.send(ASK_STREAM)
+            await streaming.head()
+            await streaming.read(len(event("one")))
+            other.send(ASK_STREAM[:-5])  # a request that is on its way when the scheduler goes
+            scheduler.kill()
+            await scheduler.wait()
+
+            async def refused() -> bool:
+                try:
+                    async with RawClient(port):
+                        return False
+                except ConnectionError:
+                    return True
+
+            await until(refused)
+            other.send(ASK_STREAM[-5:])
+            assert (await other.response()).status == 503
+            gate.set()
+            rest = event("two") + LAST_CHUNK
+            assert await streaming.read(len(rest)) == rest
+        assert scheduler.stderr
+        await asyncio.wait_for(scheduler.stderr.read(), 10)  # the worker, which has it as well, is gone
+
+
+async def test_sigterm_drains_workers() -> None:
+    gate = asyncio.Event()
+    script = [SSE_HEAD, event("one"), gate, event("two"), LAST_CHUNK]
+    async with FakeUpstream(script) as engine, process(engine, 2) as (started, port):
+        async with RawClient(port) as idle, RawClient(port) as streaming:
+            streaming.send(ASK_STREAM)
+            await streaming.head()
+            await streaming.read(len(event("one")))
+            started.send_signal(signal.SIGTERM)
+            assert await idle.closed() == b""
+            gate.set()
+            rest = event("two") + LAST_CHUNK
+            assert await streaming.read(len(rest)) == rest
+        out, err = await asyncio.wait_for(started.communicate(), 10)
+        assert started.returncode == 0
+        assert b"unfinished" not in err
+        (line,) = [line for line in out.decode().splitlines() if " id=" in line]
+        assert " ending=ok" in line
 
 
 async def test_an_endpoint_that_joins_is_known_to_workers_before_anything_goes_there() -> None:

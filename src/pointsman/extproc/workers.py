@@ -61,7 +61,6 @@ class PickerWorkers:
 
     def __init__(self, core: Core) -> None:
         self.settings = core.settings.picker
-        self.draining = False
         self._core = core
         self._destinations = Destinations(core.pool)
         self.completions = Completions(
@@ -74,6 +73,11 @@ class PickerWorkers:
         self._directory: TemporaryDirectory[str] | None = None
         """Where our self-signed certificate is for as long as we live."""
         self.health_port = 0
+
+    @property
+    def draining(self) -> bool:
+        """Nothing new is taken: it ends, or no worker serves."""
+        return self._fleet.draining or not self._fleet.serves
 
     async def start(self) -> int:
         try:
@@ -166,7 +170,7 @@ class PickerWorkers:
         tell_health(self._health, ready=self._core.pool.ready, draining=self.draining)
 
     async def drain(self) -> None:
-        self.draining = True
+        self._fleet.draining = True
         self._tell_health()
         self._stop_listening()
         await self._fleet.drain()

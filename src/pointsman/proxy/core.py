@@ -51,7 +51,9 @@ from pointsman.types import Clock, Endpoint
 class Front(Protocol):
     """Takes requests in and has the router decide on them."""
 
-    draining: bool
+    @property
+    def draining(self) -> bool:
+        """Nothing new is taken."""
 
     async def start(self) -> int:
         """Listen; returns the port."""

@@ -75,6 +75,11 @@ class Fleet:
         self._ends = 0
         core.pool.listen(self._on_pool)
 
+    @property
+    def serves(self) -> bool:
+        """At least one worker takes requests."""
+        return any(worker.desk.serves for worker in self._workers)
+
     # -- life
 
     async def begin(self) -> None:

@@ -21,10 +21,14 @@ class Workers:
     """Takes requests in by processes of its own (``core.Front``)."""
 
     def __init__(self, core: Core) -> None:
-        self.draining = False
         self._fleet = Fleet(core, MODULE)
         self._held: Sequence[socket.socket] = ()
         """Keep the port ours while no worker listens."""
+
+    @property
+    def draining(self) -> bool:
+        """Nothing new is taken: it ends, or no worker serves."""
+        return self._fleet.draining or not self._fleet.serves
 
     async def start(self) -> int:
         """Start the workers; returns their port."""
@@ -43,7 +47,6 @@ class Workers:
         await self._fleet.run()
 
     async def drain(self) -> None:
-        self.draining = True
         self._release()
         await self._fleet.drain()
 

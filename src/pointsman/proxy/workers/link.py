@@ -32,7 +32,7 @@ from pointsman.types import Decision, Endpoint, InferenceRequest, Load, Outcome
 log = logging.getLogger(__name__)
 
 
-LATER_S = 0.002
+LATER_S = 0.005
 """So late the scheduler may hear of a request's progress and end."""
 
 
