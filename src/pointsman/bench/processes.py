@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from pointsman.errors import PointsmanError
+from pointsman.proxy.spawn import spawn
 
 _STOP_S = 5.0
 _KEPT_LINES = 200
@@ -82,7 +83,7 @@ class Process:
 @contextlib.asynccontextmanager
 async def running(name: str, args: Sequence[str]) -> AsyncIterator[Process]:
     """The process for as long as the block lasts."""
-    started = await asyncio.create_subprocess_exec(
+    started = await spawn(
         sys.executable,
         "-m",
         "pointsman",

@@ -17,6 +17,7 @@ from pointsman.conformance.checks import Failed, Skipped
 from pointsman.conformance.groups import CONFIG_FILE, Group
 from pointsman.conformance.subject import Place
 from pointsman.errors import SettingsError
+from pointsman.proxy.spawn import spawn
 
 Launch = Callable[[str, Group, Path], AbstractAsyncContextManager[Place]]
 """Runs the picker on a group's configuration (its name, and the folder of its files)."""
@@ -65,7 +66,7 @@ def by_command(command: Sequence[str], *, tls: bool = False) -> Launch:
             words += group.start_flags(tls) if word == FLAGS else [_filled(word, placeholders)]
         joined = " ".join(command)
         with (folder / LOG_FILE).open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
+            process = await spawn(
                 *words, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
             try:

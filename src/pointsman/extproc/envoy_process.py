@@ -16,6 +16,7 @@ import msgspec
 from pointsman.config import Settings
 from pointsman.errors import SettingsError
 from pointsman.extproc.envoy_config import Picker, bootstrap, write_dynamic
+from pointsman.proxy.spawn import spawn
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class EnvoyProcess:
         self.renew(settings)
         path = folder / "envoy.json"
         path.write_bytes(msgspec.json.encode(bootstrap(settings, self._picker, folder=folder)))
-        self._process = await asyncio.create_subprocess_exec(
+        self._process = await spawn(
             *(sys.executable, "-c", WITH_PARENT, binary, "-c", str(path)),
             *("--concurrency", str(settings.envoy.threads or os.cpu_count() or 1)),
             *("--disable-hot-restart", "--log-level", "warning", "--skip-deprecated-logs"),

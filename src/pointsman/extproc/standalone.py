@@ -26,6 +26,7 @@ from pointsman.extproc.envoy_process import WITH_PARENT, EnvoyProcess
 from pointsman.extproc.picker import PickerFront
 from pointsman.extproc.processor import SEEN
 from pointsman.proxy.core import Core, Front
+from pointsman.proxy.spawn import spawn
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ class Standalone:
         pipe = os.fdopen(reading, "rb", buffering=0)
         try:
             command = self._command(folder, writing)
-            self._picker = await asyncio.create_subprocess_exec(
+            self._picker = await spawn(
                 *(sys.executable, "-c", WITH_PARENT, *command), pass_fds=(writing,), start_new_session=True
             )
         finally:

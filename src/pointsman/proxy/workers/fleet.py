@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Sequence
 from pointsman.config import Settings
 from pointsman.errors import SettingsError
 from pointsman.proxy.core import Core
+from pointsman.proxy.spawn import spawn
 from pointsman.proxy.workers.desk import Desk, Unseen
 from pointsman.proxy.workers.messages import Hello, Placed, State
 from pointsman.types import Endpoint
@@ -116,7 +117,7 @@ class Fleet:
             given = [theirs.fileno(), doorway.fileno()]
             command = [sys.executable, "-m", self._module, *map(str, given)]
             try:
-                process = await asyncio.create_subprocess_exec(*command, pass_fds=given)
+                process = await spawn(*command, pass_fds=given)
             except BaseException:
                 transport.abort()
                 control.close()
