@@ -12,10 +12,6 @@ from typing import Any
 
 import pytest
 
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
-"""Its handlers stop its threads around each fork, and now and then for good; what we start runs exec at
-once.
-"""
 SETTLE_ROUNDS = 100
 """Turns of the event loop, of 5 ms each, that closing transports get to finish."""
 
