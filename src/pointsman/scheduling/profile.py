@@ -51,6 +51,14 @@ class Profile:
         match = cycle.match
         request = cycle.request
         chosen = picked[0]
+        slot, by_events = chosen.slot, False
+        matched = sent = match.tokens(slot)
+        if match.told is not None:
+            matched, sent, by_events = (
+                match.cached_tokens(slot),
+                match.sent_tokens(slot),
+                match.by_events(slot),
+            )
         return Decision(
             request.id,
             request.model,
@@ -63,9 +71,9 @@ class Profile:
             scores,
             self.weights,
             endpoints,
-            match.cached_tokens(chosen.slot),
+            matched,
             request.prompt_tokens,
-            match.by_events(chosen.slot),
+            by_events,
             request.untokenized,
-            match.sent_tokens(chosen.slot),
+            sent,
         )
